@@ -1,0 +1,69 @@
+"""The exceptions of the project, one class for each reaction of the caller.
+
+Everything raised on purpose derives from `CompanionError`; any other exception that leaves a public function is a
+bug.
+"""
+
+
+class CompanionError(Exception):
+    """Something that the caller can name to a person: what, where, and what was expected."""
+
+
+class MalformedError(CompanionError):
+    """Bytes that are not what they claim to be. The reaction: refuse them, keep what was there before.
+
+    `offset` counts bytes from the start of the outermost input that the caller handed in.
+    """
+
+    def __init__(self, what: str, *, offset: int, expected: str) -> None:
+        super().__init__(what, offset, expected)
+        self.what = what
+        self.offset = offset
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.what} at offset {self.offset}: expected {self.expected}"
+
+    def within(self, what: str, offset: int) -> "MalformedError":
+        """The same error, seen from an enclosing input in which this one starts at `offset`."""
+        return type(self)(f"{what}: {self.what}", offset=self.offset + offset, expected=self.expected)
+
+
+class UnknownVersionError(MalformedError):
+    """A store of a version newer than this program knows. The reaction: pass it through untouched."""
+
+
+class UpdateRefusedError(CompanionError):
+    """An update that must not be made; the text carries the numbers. The reaction: the VM keeps its old store."""
+
+
+class ConfigurationError(CompanionError):
+    """A file or option of the operator's that cannot be used: names the file, the key and what is allowed."""
+
+
+class ToolstackError(CompanionError):
+    """The toolstack did not do what was asked. Its subclasses say what the caller should do about it."""
+
+
+class ToolstackUnavailableError(ToolstackError):
+    """Not now, and certainly nothing was changed. The reaction: try again."""
+
+
+class ToolstackRefusedError(ToolstackError):
+    """No, and it will stay no; `code` is xapi's error name, as `HANDLE_INVALID`. The reaction: do not try again."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.text}"
+
+
+class ToolstackUnclearError(ToolstackError):
+    """The answer was lost: the request may have been carried out. The reaction: read back, never guess."""
+
+
+class ToolstackConflictError(ToolstackError):
+    """The store is no longer the one the caller decided on; nothing was changed. The reaction: read, decide anew."""

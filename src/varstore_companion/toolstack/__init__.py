@@ -1,0 +1,1 @@
+"""Adapters to what keeps the VMs' NVRAM, behind one interface; they hold no rules."""

@@ -1,0 +1,64 @@
+"""What the daemon asks of a toolstack. xapi's words; every adapter passes the contract suite in tests/contracts."""
+
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from varstore_companion.trust.state import CertificatesState, Update
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """One VM's store and field, read together.
+
+    `store`: the bytes behind the NVRAM key `EFI-variables`, decoded; None only when the toolstack said that the key
+    is absent (first boot). `state`: None when the toolstack has no such field (a guard from before it).
+    `generation`: grows with every change of the store that the adapter can see.
+    """
+
+    store: bytes | None
+    state: CertificatesState | None
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A message for the operator, as in xapi's `message.create`. The body must stand alone: a guard renames it."""
+
+    name: str
+    priority: int
+    body: str
+
+
+class Toolstack(Protocol):
+    """Where the VMs' NVRAM lives.
+
+    Every method raises `ToolstackUnavailableError`, `ToolstackRefusedError` (`HANDLE_INVALID` for an unknown VM) or,
+    where something was to be changed, `ToolstackUnclearError`. A cancelled call may or may not have been carried out.
+    """
+
+    @property
+    def name(self) -> str:
+        """The adapter's name as in `serve --toolstack`."""
+
+    async def read(self, vm: UUID) -> VmRecord:
+        """Read the VM's store and field together (xapi: `VM.get_NVRAM`, `VM.get_secureboot_certificates_state`)."""
+
+    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+        """Store `store` with the verdict `update` and return the new generation (xapi: `VM.set_NVRAM_EFI_variables`).
+
+        `expected`: the generation on which the verdict was decided; raises `ToolstackConflictError`, with nothing
+        changed, when the adapter knows that the store has changed since. None: unconditional.
+        """
+
+    async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
+        """Mark the VM for an update at its next boot, or take the mark back; return the state after.
+
+        From `ok` it is refused with `OPERATION_NOT_ALLOWED` (xapi: `VM.update_secureboot_certificates_on_boot`).
+        """
+
+    async def alert(self, vm: UUID, alert: Alert) -> None:
+        """Tell the operator (xapi: `message.create`)."""
+
+    async def aclose(self) -> None:
+        """Release what the adapter holds. The daemon calls it once, last."""

@@ -1,0 +1,1 @@
+"""Pure: the framed protocol of protocol/README.md, without sockets or clocks."""
