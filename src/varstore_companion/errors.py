@@ -33,8 +33,8 @@ class UnknownVersionError(MalformedError):
     """A store of a version newer than this program knows. The reaction: pass it through untouched."""
 
 
-class UpdateRefusedError(CompanionError):
-    """An update that must not be made; the text carries the numbers. The reaction: the VM keeps its old store."""
+class OverLimitError(CompanionError):
+    """A well-formed store that varstored would refuse to load. The reaction: refuse it, keep what was there before."""
 
 
 class ConfigurationError(CompanionError):

@@ -1,0 +1,95 @@
+"""Reads what the rules need from the host's files: the manifest and the certificate bodies. Shared by daemon and commands."""
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from varstore_companion.errors import ConfigurationError, MalformedError
+from varstore_companion.trust import certificates
+from varstore_companion.trust import manifest as manifests
+from varstore_companion.trust.manifest import Manifest
+
+DEFAULT_MANIFEST = "microsoft-2023.toml"
+VARSTORED_AUTH = Path("/var/lib/varstored")
+"""Where a host keeps varstored's `.auth` files; often a link to /usr/share/varstored."""
+
+FILE_LIMIT = 262_144
+"""Bytes of one manifest or certificate file: ten times the largest that is known (Microsoft's dbx update)."""
+FILES_LIMIT = 1_000
+"""Files read from one folder: a wrong path must not read a whole disk."""
+_SUFFIXES = frozenset({".auth", ".bin", ".cer", ".crt", ".der", ".pem"})
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The bodies that were found, where each came from, and the files that could not be used, as lines for the log."""
+
+    bodies: certificates.Bodies
+    origins: dict[bytes, str]
+    problems: tuple[str, ...]
+
+
+def load_manifest(path: Path | None = None) -> Manifest:
+    """Read the manifest at `path`, or the one that is shipped. Raises `ConfigurationError`."""
+    if path is None:
+        shipped = resources.files("varstore_companion.trust") / DEFAULT_MANIFEST
+        return manifests.parse(shipped.read_text(encoding="utf-8"), DEFAULT_MANIFEST)
+    try:
+        return manifests.parse(_read(path).decode(), str(path))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, MalformedError) as error:
+        raise ConfigurationError(f"{path}: not a manifest: {error}") from None
+
+
+def load_bodies(
+    manifest: Manifest, *, auth_folder: Path | None = VARSTORED_AUTH, folder: Path | None = None, virt_firmware: bool = True
+) -> Loaded:
+    """Read certificate bodies from varstored's `.auth` files, then `folder`, then the virt-firmware package.
+
+    The first source of a body counts. Raises `ConfigurationError` when `folder`, which an operator named, cannot be listed;
+    single files that cannot be used are in the result's `problems`.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ConfigurationError(f"{folder}: expected a folder with certificates (DER or PEM)")
+    bodies: dict[bytes, bytes] = {}
+    origins: dict[bytes, str] = {}
+    problems: list[str] = []
+    for place in (auth_folder, folder, _virt_firmware() if virt_firmware else None):
+        for path in _files(place):
+            try:
+                accepted = certificates.accept(certificates.from_file(_read(path)), manifest)
+            except (OSError, MalformedError) as error:
+                problems.append(f"{path}: not used: {error}")
+                continue
+            for digest, der in accepted.items():
+                if digest not in bodies:
+                    bodies[digest], origins[digest] = der, str(path)
+    return Loaded(bodies, origins, tuple(problems))
+
+
+def _virt_firmware() -> Path | None:
+    """The folder with Microsoft's certificates in the package, found without importing any of its code."""
+    spec = importlib.util.find_spec("virt")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location, "firmware", "certs", "microsoft.com")
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _files(folder: Path | None) -> Iterator[Path]:
+    if folder is None or not folder.is_dir():
+        return
+    candidates = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+    yield from candidates[:FILES_LIMIT]
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(FILE_LIMIT + 1)
+    if len(data) > FILE_LIMIT:
+        raise MalformedError(str(path), offset=FILE_LIMIT, expected=f"at most {FILE_LIMIT:,} bytes")
+    return data

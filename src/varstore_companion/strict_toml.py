@@ -1,0 +1,123 @@
+"""Pure: an operator's TOML read strictly: every key by name and kind, no key left over, errors that name file and key."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+from uuid import UUID
+
+from varstore_companion.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def load(text: str, source: str) -> "Table":
+    """Parse a document; `source` names it in errors. Raises `ConfigurationError`."""
+    try:
+        return Table(source, "", tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source}: not TOML: {error}") from None
+
+
+class Table:
+    """One table. Each reader takes its key away; `finish` refuses what is left. All raise `ConfigurationError`."""
+
+    def __init__(self, source: str, path: str, values: Mapping[str, object]) -> None:
+        self._source = source
+        self._path = path
+        self._left = dict(values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
+
+    def error(self, key: str, expected: str, found: object = None) -> ConfigurationError:
+        """The error for a key that is not as expected."""
+        shown = "" if found is None else f", found {str(found)[:80]!r}"
+        return ConfigurationError(f"{self._source}: {self._where(key)}: expected {expected}{shown}")
+
+    def finish(self) -> None:
+        """Refuse the keys that nobody asked for."""
+        for key in self._left:
+            raise ConfigurationError(f"{self._source}: {self._where(key)}: unknown key")
+
+    def text(self, key: str) -> str:
+        """A string that is not empty."""
+        value = self._take(key, str, "a string")
+        if not value:
+            raise self.error(key, "a string that is not empty")
+        return value
+
+    def integer(self, key: str) -> int:
+        """A whole number from 0."""
+        value = self._take(key, int, "a whole number")
+        if isinstance(value, bool) or value < 0:
+            raise self.error(key, "a whole number from 0", value)
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of strings."""
+        values = self._take(key, list, "a list of strings")
+        for value in values:
+            if not isinstance(value, str):
+                raise self.error(key, "a list of strings", value)
+        return values
+
+    def guid(self, key: str) -> UUID:
+        """A GUID in its usual text form."""
+        return self._guid(key, self.text(key))
+
+    def guids(self, key: str) -> list[UUID]:
+        """A list of GUIDs."""
+        return [self._guid(key, value) for value in self.texts(key)]
+
+    def sha256(self, key: str) -> bytes:
+        """A SHA-256 as 64 hexadecimal digits."""
+        value = self.text(key)
+        if len(value) != 64 or set(value) - set("0123456789abcdef"):
+            raise self.error(key, "a SHA-256 as 64 lower-case hexadecimal digits", value)
+        return bytes.fromhex(value)
+
+    def choice(self, key: str, allowed: Mapping[str, T]) -> T:
+        """One of the names in `allowed`, as its value."""
+        return self._choose(key, self.text(key), allowed)
+
+    def choices(self, key: str, allowed: Mapping[str, T]) -> list[T]:
+        """A list of names in `allowed`, as their values."""
+        return [self._choose(key, value, allowed) for value in self.texts(key)]
+
+    def tables(self, key: str) -> Iterator[tuple[str, "Table"]]:
+        """A table of tables: each name with its table."""
+        for name, value in self._take(key, dict, "a table").items():
+            if not isinstance(value, dict):
+                raise self.error(f"{key}.{name}", "a table", value)
+            yield name, Table(self._source, self._where(f"{key}.{name}"), value)
+
+    def array(self, key: str) -> Iterator["Table"]:
+        """An array of tables; absent counts as empty."""
+        if key not in self._left:
+            return
+        for number, value in enumerate(self._take(key, list, "an array of tables"), 1):
+            if not isinstance(value, dict):
+                raise self.error(f"{key}[{number}]", "a table", value)
+            yield Table(self._source, self._where(f"{key}[{number}]"), value)
+
+    def _where(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def _take(self, key: str, kind: type[T], expected: str) -> T:
+        if key not in self._left:
+            raise self.error(key, f"{expected}, found nothing")
+        value = self._left.pop(key)
+        if not isinstance(value, kind):
+            raise self.error(key, expected, value)
+        return value
+
+    def _guid(self, key: str, value: str) -> UUID:
+        try:
+            return UUID(value)
+        except ValueError:
+            raise self.error(key, "a GUID", value) from None
+
+    def _choose(self, key: str, value: str, allowed: Mapping[str, T]) -> T:
+        if value not in allowed:
+            raise self.error(key, f"one of {', '.join(allowed)}", value)
+        return allowed[value]

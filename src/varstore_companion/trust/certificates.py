@@ -1,0 +1,66 @@
+"""Certificate bodies: which bytes may be added to a store, and what is wrong with those that stand in one."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from varstore_companion.efi import authenticated, guid, siglist
+from varstore_companion.errors import MalformedError
+from varstore_companion.trust.manifest import Manifest
+
+Bodies = Mapping[bytes, bytes]
+"""Certificates as DER by their SHA-256."""
+
+_PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
+
+def problem(der: bytes) -> str | None:
+    """Why varstored would not take these bytes as a certificate (handler.c: it must parse and its key be RSA), or None."""
+    try:
+        # The library warns about what it will refuse one day; a guest's certificate must not write to the log.
+        with warnings.catch_warnings(action="ignore"):
+            key = x509.load_der_x509_certificate(der).public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        return f"is not a readable X.509 certificate ({str(error)[:100]})"
+    if not isinstance(key, RSAPublicKey):
+        return f"has a key that is not RSA ({type(key).__name__.lstrip('_')})"
+    return None
+
+
+def from_file(data: bytes) -> Iterator[bytes]:
+    """The DER certificates in a file of one of the kinds that hosts have, told apart by their content.
+
+    PEM (any number), one DER certificate, or a signed update (varstored's `.auth`, Microsoft's `.bin`). Raises
+    `MalformedError` for anything else.
+    """
+    if _PEM_BEGIN in data:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                for certificate in x509.load_pem_x509_certificates(data):
+                    yield certificate.public_bytes(Encoding.DER)
+        except (ValueError, x509.InvalidVersion) as error:
+            raise MalformedError("PEM", offset=data.index(_PEM_BEGIN), expected=f"certificates ({error})") from None
+    elif data[:2] == b"\x30\x82":
+        yield data
+    else:
+        update = authenticated.parse(data)
+        offset = len(data) - len(update.payload)
+        try:
+            lists = siglist.parse(update.payload)
+        except MalformedError as error:
+            raise error.within("payload", offset) from None
+        for signature_list in lists:
+            if signature_list.type == guid.EFI_CERT_X509:
+                yield from (signature.data for signature in signature_list.signatures)
+
+
+def accept(candidates: Iterable[bytes], manifest: Manifest) -> dict[bytes, bytes]:
+    """Keep what an update may add: the manifest requires its SHA-256, and varstored would take it."""
+    required = {certificate.sha256 for rule in manifest.rules for certificate in rule.required}
+    by_digest = {sha256(candidate).digest(): candidate for candidate in candidates}
+    return {digest: der for digest, der in by_digest.items() if digest in required and problem(der) is None}

@@ -1,0 +1,170 @@
+"""The report on a store: which rules apply, what is missing, what certcheck answers. By hash: it needs no X.509."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+
+from varstore_companion.efi import guid, siglist, store
+from varstore_companion.efi.siglist import OWNER_SIZE
+from varstore_companion.efi.store import Excess, Outline
+from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.errors import MalformedError, UnknownVersionError
+from varstore_companion.trust.manifest import Certificate, Manifest, Rule
+
+_KEYS = {key.key: key for key in KeyVariable}
+
+
+class State(StrEnum):
+    """What a report says overall. The first that holds, in this order."""
+
+    DAMAGED = "damaged"
+    UNKNOWN = "unknown"
+    UPDATE_AVAILABLE = "update_available"
+    OK = "ok"
+    SETUP_MODE = "setup_mode"
+    CUSTOM = "custom"
+
+
+class CertCheck(StrEnum):
+    """What `varstore-nvram-certcheck` prints."""
+
+    UPDATE_OK = "update_ok"
+    UPDATE_REQUIRED = "update_required"
+    UNKNOWN = "unknown"
+
+
+class RuleState(StrEnum):
+    """How a store stands to one rule."""
+
+    MET = "met"
+    MISSING = "missing"
+    NOT_APPLICABLE = "not_applicable"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleReport:
+    """One rule with the certificates that it requires and that are not in its variable."""
+
+    rule: Rule
+    state: RuleState
+    missing: tuple[Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The signature lists of one key variable: its data and where the lists lie in it."""
+
+    data: bytes
+    places: tuple[siglist.Place, ...]
+
+    def entries(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Each signature as (type, owner, data), both GUIDs as stored."""
+        for place in self.places:
+            for entry in place.entries(self.data):
+                yield place.type, entry[:OWNER_SIZE], entry[OWNER_SIZE:]
+
+    def certificates(self) -> frozenset[bytes]:
+        """The SHA-256 of each X.509 entry."""
+        x509 = guid.EFI_CERT_X509.bytes_le
+        return frozenset(sha256(data).digest() for kind, _, data in self.entries() if kind == x509)
+
+
+_NO_LISTS = Lists(b"", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is to be said about one store.
+
+    `outline`: what could be read, None when not even the header could. `lists`: the key variables that are there and can
+    be read. `damage`: why the store or a key variable cannot be read; `excesses`: the limits that it breaks;
+    `violations`: what else varstored would not accept in a key variable. Any of the three makes it `damaged`.
+    """
+
+    state: State
+    certcheck: CertCheck
+    outline: Outline | None
+    lists: Mapping[KeyVariable, Lists]
+    rules: tuple[RuleReport, ...]
+    damage: tuple[MalformedError, ...]
+    excesses: tuple[Excess, ...]
+    violations: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[tuple[KeyVariable, Certificate], ...]:
+        """Every certificate that an update would add, with its variable."""
+        return tuple(dict.fromkeys((rule.rule.variable, absent) for rule in self.rules for absent in rule.missing))
+
+    @property
+    def complete(self) -> bool:
+        """At least one rule applies and all that apply are met, in a store that varstored loads."""
+        return self.state is State.OK
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the store is `damaged` or `unknown`, a line each."""
+        return (*map(str, self.damage), *map(str, self.excesses), *self.violations)
+
+
+def check(blob: bytes, manifest: Manifest) -> Report:
+    """Report on a store, as far as it can be read. Raises nothing: what cannot be read is in the report."""
+    try:
+        outline = store.outline(blob)
+    except UnknownVersionError as newer:
+        return Report(State.UNKNOWN, CertCheck.UNKNOWN, None, {}, (), (newer,), (), ())
+    except MalformedError as malformed:
+        return Report(State.DAMAGED, CertCheck.UNKNOWN, None, {}, (), (malformed,), (), ())
+    return check_outline(outline, manifest)
+
+
+def check_outline(outline: Outline, manifest: Manifest) -> Report:
+    """Report on a store whose variables have been found."""
+    damage = [] if outline.damage is None else [outline.damage]
+    violations = [f"variable {name} stands in the store more than once" for name in outline.duplicated()]
+    lists: dict[KeyVariable, Lists] = {}
+    has_platform_key = False
+    for place in outline.places:
+        key = _KEYS.get(outline.key(place))
+        if key is None:
+            continue
+        has_platform_key = has_platform_key or key is KeyVariable.PK
+        _, _, start, end = place
+        data = outline.blob[start:end]
+        try:
+            lists[key] = Lists(data, tuple(siglist.walk(data)))
+        except MalformedError as malformed:
+            damage.append(malformed.within(f"variable {key}", start))
+            continue
+        broken = siglist.violations(lists[key].places, platform_key=key is KeyVariable.PK)
+        violations += [f"variable {key}: {violation}" for violation in broken]
+    rules = tuple(_check_rules(lists, manifest))
+    excesses = outline.excesses()
+    state, certcheck = _overall(rules, has_platform_key=has_platform_key)
+    if damage or violations:
+        state, certcheck = State.DAMAGED, CertCheck.UNKNOWN
+    elif excesses:
+        state = State.DAMAGED
+    return Report(state, certcheck, outline, lists, rules, tuple(damage), excesses, tuple(violations))
+
+
+def _check_rules(lists: Mapping[KeyVariable, Lists], manifest: Manifest) -> Iterator[RuleReport]:
+    present = {
+        variable: lists.get(variable, _NO_LISTS).certificates() for variable in {rule.variable for rule in manifest.rules}
+    }
+    for rule in manifest.rules:
+        there = present[rule.variable]
+        if rule.present.sha256 not in there:
+            yield RuleReport(rule, RuleState.NOT_APPLICABLE, ())
+            continue
+        missing = tuple(required for required in rule.required if required.sha256 not in there)
+        yield RuleReport(rule, RuleState.MISSING if missing else RuleState.MET, missing)
+
+
+def _overall(rules: tuple[RuleReport, ...], *, has_platform_key: bool) -> tuple[State, CertCheck]:
+    states = {rule.state for rule in rules}
+    if RuleState.MISSING in states:
+        return State.UPDATE_AVAILABLE, CertCheck.UPDATE_REQUIRED
+    if RuleState.MET in states:
+        return State.OK, CertCheck.UPDATE_OK
+    return (State.CUSTOM if has_platform_key else State.SETUP_MODE), CertCheck.UPDATE_OK

@@ -1,0 +1,160 @@
+"""The update: what would be added to a store or corrected in it, refused with numbers or carried out byte-exactly."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from hashlib import sha256
+
+from varstore_companion.efi import guid, siglist
+from varstore_companion.efi.siglist import OWNER_SIZE
+from varstore_companion.efi.store import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, Outline, Store, parse, parse_outline
+from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.trust.certificates import Bodies
+from varstore_companion.trust.check import Report, State, check
+from varstore_companion.trust.manifest import Certificate, Manifest
+
+
+class Action(StrEnum):
+    """What one change does: add a certificate, or correct the owner of one that is there."""
+
+    ADD = "add"
+    REOWN = "reown"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change. `size`: the bytes by which the store grows."""
+
+    variable: KeyVariable
+    action: Action
+    certificate: Certificate
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an update would do to a store.
+
+    `refused`: why it must not be made, or None; then `after` is the report on the store as it is. `store`: the store to
+    keep, which is the old one, byte for byte, when there is nothing to do or the update is refused. `headroom`: the bytes
+    that the guest can still append to dbx with `store` in place, below 0 when a limit is already broken, None when it
+    cannot be read.
+    """
+
+    before: Report
+    after: Report
+    changes: tuple[Change, ...]
+    store: bytes
+    bytes_before: int
+    headroom: int | None
+    refused: str | None
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the store to keep."""
+        return len(self.store)
+
+
+def plan(blob: bytes, manifest: Manifest, bodies: Bodies, *, headroom: int | None = None) -> Plan:
+    """Plan the update of a store: each missing certificate, and each known wrong owner of one that the rules require.
+
+    `headroom`: bytes that must stay free for the next append to dbx, the manifest's when None. Raises nothing: a store
+    that cannot be read, a body that no source has and a limit that would be broken are reasons in `refused`.
+    """
+    before = check(blob, manifest)
+    kept = Plan(before, before, (), blob, len(blob), dbx_headroom(before), None)
+    if before.outline is None or before.state in (State.DAMAGED, State.UNKNOWN):
+        return replace(kept, refused=f"the store is {before.state}: {'; '.join(before.reasons)}")
+    lacking = [certificate for _, certificate in before.missing if certificate.sha256 not in bodies]
+    if lacking:
+        named = ", ".join(f"{certificate.subject} ({certificate.sha256.hex()})" for certificate in lacking)
+        return replace(kept, refused=f"no certificate source has the body of {named}")
+    old = parse_outline(before.outline)
+    changes, data = _changes(before, old, manifest, bodies)
+    if not changes:
+        return kept
+    updated = old.with_data(data)
+    after_bytes = updated.build()
+    after = check(after_bytes, manifest)
+    planned = replace(kept, after=after, changes=tuple(changes), store=after_bytes, headroom=dbx_headroom(after))
+    refused = _refusal(after, updated, changes, manifest.headroom if headroom is None else headroom)
+    return planned if refused is None else replace(kept, changes=tuple(changes), refused=refused)
+
+
+def dbx_headroom(report: Report) -> int | None:
+    """Bytes that the guest can still append to dbx before one of varstored's limits is broken."""
+    if report.outline is None:
+        return None
+    dbx = max((end - start for _, _, start, end in report.outline.find(KeyVariable.DBX.key)), default=0)
+    return min(DATA_LIMIT - dbx, _shared_room(report.outline))
+
+
+def _shared_room(outline: Outline) -> int:
+    """Bytes left in what all variables share, once dbx exists."""
+    new_variable = 0 if outline.find(KeyVariable.DBX.key) else OVERHEAD + len(KeyVariable.DBX.key[0])
+    return min(TOTAL_LIMIT - outline.total, FILE_LIMIT - len(outline.blob)) - new_variable
+
+
+def _changes(report: Report, store: Store, manifest: Manifest, bodies: Bodies) -> tuple[list[Change], dict[int, bytes]]:
+    changes: list[Change] = []
+    data: dict[int, bytes] = {}
+    for index, variable in enumerate(store.variables):
+        rules = [rule for rule in manifest.rules if rule.variable.key == variable.key]
+        if not rules:
+            continue
+        key = rules[0].variable
+        content = bytearray(variable.data)
+        required = {certificate.sha256: certificate for rule in rules for certificate in rule.required}
+        corrected = _reown(content, manifest, frozenset(required))
+        changes += [Change(key, Action.REOWN, required[digest], 0) for digest in corrected]
+        for certificate in [certificate for missing_in, certificate in report.missing if missing_in is key]:
+            added = siglist.x509_list(manifest.signature_owner, bodies[certificate.sha256]).build()
+            content += added
+            changes.append(Change(key, Action.ADD, certificate, len(added)))
+        if content != variable.data:
+            data[index] = bytes(content)
+    return changes, data
+
+
+def _reown(content: bytearray, manifest: Manifest, required: frozenset[bytes]) -> list[bytes]:
+    """Correct in place the owner of each required certificate that stands only under known wrong ones; return their SHA-256.
+
+    One that stands under the right owner as well is left alone: it would become the same entry twice.
+    """
+    found: dict[bytes, list[int]] = {}
+    for place in siglist.walk(bytes(content)):
+        if place.type == guid.EFI_CERT_X509.bytes_le:
+            for at in range(place.body, place.end, place.signature_size):
+                digest = sha256(content[at + OWNER_SIZE : at + place.signature_size]).digest()
+                if digest in required:
+                    found.setdefault(digest, []).append(at)
+    right = manifest.signature_owner.bytes_le
+    wrong = {owner.bytes_le for owner in manifest.wrong_owners}
+    corrected = []
+    for digest, places in found.items():
+        owners = {at: bytes(content[at : at + OWNER_SIZE]) for at in places}
+        if right in owners.values():
+            continue
+        first = next((at for at in places if owners[at] in wrong), None)
+        if first is not None:
+            content[first : first + OWNER_SIZE] = right
+            corrected.append(digest)
+    return corrected
+
+
+def _refusal(after: Report, updated: Store, changes: list[Change], headroom: int) -> str | None:
+    """Why the rebuilt store must not be kept; it has been parsed again from its bytes (invariant 2)."""
+    if after.state is State.DAMAGED:
+        return f"the updated store would break a limit: {'; '.join(after.reasons)}"
+    if after.outline is None or after.missing or parse(after.outline.blob) != updated:
+        return "the updated store does not read back as it was planned"
+    if not all(change.certificate.sha256 in after.lists[change.variable].certificates() for change in changes):
+        return "the updated store does not hold what was added"
+    added = any(change.action is Action.ADD for change in changes)
+    room = _shared_room(after.outline)
+    if added and room < headroom:
+        growth = sum(change.size for change in changes)
+        return (
+            f"the update needs {growth:,} bytes and would leave {room:,} of the {headroom:,} that the guest's next append to "
+            f"dbx needs: {after.outline.total:,} of {TOTAL_LIMIT:,} bytes would be used"
+        )
+    return None
