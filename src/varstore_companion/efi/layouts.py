@@ -17,7 +17,7 @@ class Layout:
 
     def __init__(self, declared: Struct) -> None:
         self.declared = declared
-        self._fields: Any = namedtuple("Fields", [field.name for field in declared.subcons])  # noqa: PYI024  made at run time
+        self._fields = _tuple_of([field.name for field in declared.subcons])
         self._struct = struct.Struct("<" + "".join(_format(field.subcon) for field in declared.subcons))
 
     @property
@@ -36,6 +36,10 @@ class Layout:
     def build(self, *values: object) -> bytes:
         """The bytes of the fields, in the order in which they were declared."""
         return self._struct.pack(*values)
+
+
+def _tuple_of(names: list[str]) -> Any:  # noqa: ANN401  a type made at run time
+    return namedtuple("Fields", names)  # noqa: PYI024  the names are in the declaration
 
 
 def _format(field: Any) -> str:  # noqa: ANN401  construct has no types
