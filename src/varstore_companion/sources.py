@@ -1,22 +1,20 @@
-"""Reads what the rules need from the host's files: the manifest and the certificate bodies. Shared by daemon and commands."""
+"""Reads certificate bodies from the host's files, for the daemon and for the commands."""
 
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError, MalformedError
+from varstore_companion.files import read_file
 from varstore_companion.trust import certificates
-from varstore_companion.trust import manifest as manifests
 from varstore_companion.trust.manifest import Manifest
 
-DEFAULT_MANIFEST = "microsoft-2023.toml"
 VARSTORED_AUTH = Path("/var/lib/varstored")
 """Where a host keeps varstored's `.auth` files; often a link to /usr/share/varstored."""
 
 FILE_LIMIT = 262_144
-"""Bytes of one manifest or certificate file: ten times the largest that is known (Microsoft's dbx update)."""
+"""Bytes of one certificate file: ten times the largest that is known (Microsoft's dbx update)."""
 FILES_LIMIT = 1_000
 """Files read from one folder: a wrong path must not read a whole disk."""
 _SUFFIXES = frozenset({".auth", ".bin", ".cer", ".crt", ".der", ".pem"})
@@ -29,19 +27,6 @@ class Loaded:
     bodies: certificates.Bodies
     origins: dict[bytes, str]
     problems: tuple[str, ...]
-
-
-def load_manifest(path: Path | None = None) -> Manifest:
-    """Read the manifest at `path`, or the one that is shipped. Raises `ConfigurationError`."""
-    if path is None:
-        shipped = resources.files("varstore_companion.trust") / DEFAULT_MANIFEST
-        return manifests.parse(shipped.read_text(encoding="utf-8"), DEFAULT_MANIFEST)
-    try:
-        return manifests.parse(_read(path).decode(), str(path))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, MalformedError) as error:
-        raise ConfigurationError(f"{path}: not a manifest: {error}") from None
 
 
 def load_bodies(
@@ -60,7 +45,7 @@ def load_bodies(
     for place in (auth_folder, folder, _virt_firmware() if virt_firmware else None):
         for path in _files(place):
             try:
-                accepted = certificates.accept(certificates.from_file(_read(path)), manifest)
+                accepted = certificates.accept(certificates.from_file(read_file(path, FILE_LIMIT)), manifest)
             except (OSError, MalformedError) as error:
                 problems.append(f"{path}: not used: {error}")
                 continue
@@ -85,11 +70,3 @@ def _files(folder: Path | None) -> Iterator[Path]:
         return
     candidates = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
     yield from candidates[:FILES_LIMIT]
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(FILE_LIMIT + 1)
-    if len(data) > FILE_LIMIT:
-        raise MalformedError(str(path), offset=FILE_LIMIT, expected=f"at most {FILE_LIMIT:,} bytes")
-    return data

@@ -1,38 +1,11 @@
-"""The store blob "VARS" (varstored, xapidb-lib.c): bytes to values and back, byte for byte, and varstored's limits on it."""
+"""The store blob "VARS" (varstored, xapidb-lib.c) as values: bytes to values and back, byte for byte."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from varstore_companion.efi import layouts
-from varstore_companion.efi.variable import FIXED_SIZE, TAIL_SIZE, Variable, parse_tail, readable
-from varstore_companion.errors import MalformedError, OverLimitError, UnknownVersionError
-
-MAGIC = b"VARS"
-NEWEST_VERSION = 2
-HEADER_SIZE = layouts.STORE_HEADER.size
-ANCILLARY_SIZE = layouts.ANCILLARY.size
-
-MAX_VARIABLES = 1024
-NAME_LIMIT = 4096
-"""Bytes of one name."""
-DATA_LIMIT = 57_344
-"""Bytes of one variable's data. One byte more, and varstored refuses the whole store: the VM does not start."""
-TOTAL_LIMIT = 131_072
-"""Bytes of all variables, each counted as name + data + `OVERHEAD`."""
-OVERHEAD = 128
-FILE_LIMIT = 131_072
-"""Bytes of a saved store."""
-
-_u64_at = layouts.LENGTH.unpack_from
-
-
-Place = tuple[int, int, int, int]
-"""Where one variable lies in a store: its name's start and end, its data's start and end; its tail follows the data.
-
-A plain tuple: one is made for each variable of every store that any VM writes.
-"""
+from varstore_companion.efi.outline import ANCILLARY_SIZE, FIXED_SIZE, HEADER_SIZE, MAGIC, Outline, outline
+from varstore_companion.efi.variable import Variable, parse_tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,109 +56,6 @@ class Store:
         return replace(self, recorded_length=length, variables=variables)
 
 
-class Limit(StrEnum):
-    """Which of varstored's limits a store breaks."""
-
-    VARIABLES = "variables"
-    NAME = "name"
-    DATA = "data"
-    TOTAL = "total"
-    FILE = "file"
-
-
-@dataclass(frozen=True, slots=True)
-class Excess:
-    """A limit that a store breaks: which, where, how much there is and how much is allowed."""
-
-    limit: Limit
-    where: str
-    found: int
-    allowed: int
-
-    def __str__(self) -> str:
-        unit = "variables" if self.limit is Limit.VARIABLES else "bytes"
-        return f"{self.where}: {self.found:,} {unit}, at most {self.allowed:,}"
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """Where the variables of a store lie, found without looking into them: enough for every write that a VM makes.
-
-    `damage`: why the walk ended early, None for a store that parses; `places` then holds the variables before the damage.
-    """
-
-    blob: bytes
-    version: int
-    places: tuple[Place, ...]
-    damage: MalformedError | None
-
-    def key(self, place: Place) -> tuple[bytes, bytes]:
-        """The name and vendor GUID of a variable, as in `Variable.key`."""
-        name, name_end, _, data_end = place
-        return self.blob[name:name_end], self.blob[data_end : data_end + 16]
-
-    def find(self, key: tuple[bytes, bytes]) -> tuple[Place, ...]:
-        """The variables of that name and vendor GUID: none or one, unless the store was not written by varstored."""
-        return tuple(place for place in self.places if self.key(place) == key)
-
-    @property
-    def total(self) -> int:
-        """Bytes as varstored counts them against `TOTAL_LIMIT`."""
-        return sum(name_end - name + data_end - data + OVERHEAD for name, name_end, data, data_end in self.places)
-
-    def excesses(self) -> tuple[Excess, ...]:
-        """Every limit of varstored's that the store breaks, each with its numbers; empty for a store that it loads."""
-        found = []
-        if len(self.places) > MAX_VARIABLES:
-            found.append(Excess(Limit.VARIABLES, "store", len(self.places), MAX_VARIABLES))
-        for name, name_end, data, data_end in self.places:
-            if name_end - name > NAME_LIMIT:
-                found.append(Excess(Limit.NAME, f"name of variable {self._text(name, name_end)}", name_end - name, NAME_LIMIT))
-            if data_end - data > DATA_LIMIT:
-                found.append(Excess(Limit.DATA, f"data of variable {self._text(name, name_end)}", data_end - data, DATA_LIMIT))
-        if self.total > TOTAL_LIMIT:
-            found.append(Excess(Limit.TOTAL, f"all variables, each with {OVERHEAD} bytes more", self.total, TOTAL_LIMIT))
-        if len(self.blob) > FILE_LIMIT:
-            found.append(Excess(Limit.FILE, "store", len(self.blob), FILE_LIMIT))
-        return tuple(found)
-
-    def duplicated(self) -> tuple[str, ...]:
-        """The names, once each, of variables that stand in the store more than once."""
-        counts = Counter(map(self.key, self.places))
-        return tuple(readable(name) for (name, _), count in counts.items() if count > 1)
-
-    def _text(self, name: int, name_end: int) -> str:
-        return readable(self.blob[name : min(name_end, name + 128)])
-
-
-def outline(blob: bytes) -> Outline:
-    """Find the variables of a store, as far as it can be read.
-
-    Raises `MalformedError` when not even the header can be read, `UnknownVersionError` for a version above 2.
-    """
-    version = _read_version(blob)
-    places: list[Place] = []
-    damage = None
-    try:
-        _walk(blob, version, places)
-    except MalformedError as error:
-        damage = error
-    return Outline(blob, version, tuple(places), damage)
-
-
-def admit(blob: bytes) -> Outline:
-    """Check that a store which a VM wants to write is one that varstored will load again.
-
-    Raises as `parse` does, and `OverLimitError`, which lists the limits that it breaks.
-    """
-    found = outline(blob)
-    if found.damage is not None:
-        raise found.damage
-    if excesses := found.excesses():
-        raise OverLimitError("over varstored's limits: " + "; ".join(map(str, excesses[:8])))
-    return found
-
-
 def parse(blob: bytes) -> Store:
     """Parse a whole store.
 
@@ -210,59 +80,3 @@ def parse_outline(found: Outline) -> Store:
         parse_tail(blob[name:name_end], blob[data:data_end], blob, data_end) for name, name_end, data, data_end in found.places
     )
     return Store(header.version, header.data_length, ancillary, variables)
-
-
-def _read_version(blob: bytes) -> int:
-    if len(blob) < HEADER_SIZE:
-        raise MalformedError(
-            "store header", offset=len(blob), expected=f"{HEADER_SIZE} bytes of header, found {len(blob)} bytes in all"
-        )
-    if not blob.startswith(MAGIC):
-        raise MalformedError("store header", offset=0, expected=f"the magic {MAGIC.decode()}, found {blob[:4].hex()}")
-    version = int.from_bytes(blob[4:8], "little")
-    if version > NEWEST_VERSION:
-        raise UnknownVersionError("store header", offset=4, expected=f"version 0 to {NEWEST_VERSION}, found {version}")
-    return version
-
-
-def _walk(blob: bytes, version: int, places: list[Place]) -> None:
-    """Append the place of each variable in turn, every length checked against what encloses it; raise at the damage."""
-    end = len(blob)
-    count = _u64_at(blob, 8)[0]
-    at = HEADER_SIZE
-    if version >= 2:
-        at += ANCILLARY_SIZE
-        if at > end:
-            raise MalformedError(
-                "ancillary block",
-                offset=HEADER_SIZE,
-                expected=f"{ANCILLARY_SIZE} bytes, found {end - HEADER_SIZE:,}",
-            )
-    found = 0
-    while found < count:
-        # `room` is what is left for name and data once the fixed part of this variable is taken.
-        room = end - at - FIXED_SIZE
-        if room < 0:
-            raise _bad(found, count, at, f"{FIXED_SIZE} bytes besides name and data, found {end - at:,} to the end")
-        length = _u64_at(blob, at)[0]
-        name = at + 8
-        if not 0 < length <= room:
-            raise _bad(found, count, at, f"a name of 1 to {room:,} bytes, found a length of {length:,}")
-        name_end = name + length
-        room -= length
-        length = _u64_at(blob, name_end)[0]
-        data = name_end + 8
-        if not 0 < length <= room:
-            raise _bad(found, count, name_end, f"data of 1 to {room:,} bytes, found a length of {length:,}")
-        data_end = data + length
-        places.append((name, name_end, data, data_end))
-        at = data_end + TAIL_SIZE
-        found += 1
-    if at != end:
-        raise MalformedError(
-            "store", offset=at, expected=f"nothing after the last of {count:,} variables, found {end - at:,} bytes"
-        )
-
-
-def _bad(found: int, count: int, offset: int, expected: str) -> MalformedError:
-    return MalformedError(f"variable {found + 1:,} of {count:,}", offset=offset, expected=expected)

@@ -1,38 +1,11 @@
-"""One variable of a store, and the names of the variables that hold Secure Boot keys."""
+"""One variable of a store."""
 
 from dataclasses import dataclass
-from enum import Enum
 from uuid import UUID
 
-from varstore_companion.efi import guid, layouts
+from varstore_companion.efi import layouts
+from varstore_companion.efi.names import readable
 from varstore_companion.efi.timestamp import EfiTime
-
-TAIL_SIZE = layouts.VARIABLE_TAIL.size
-FIXED_SIZE = 8 + 8 + TAIL_SIZE
-"""A variable's bytes in a store besides its name and data: 84."""
-
-
-class KeyVariable(Enum):
-    """The variables that hold signature lists (UEFI 2.10, section 32.3), by varstored's names."""
-
-    PK = ("PK", guid.EFI_GLOBAL_VARIABLE)
-    KEK = ("KEK", guid.EFI_GLOBAL_VARIABLE)
-    DB = ("db", guid.EFI_IMAGE_SECURITY_DATABASE)
-    DBX = ("dbx", guid.EFI_IMAGE_SECURITY_DATABASE)
-    DBT = ("dbt", guid.EFI_IMAGE_SECURITY_DATABASE)
-
-    def __init__(self, text: str, vendor: UUID) -> None:
-        self.text = text
-        self.key = (text.encode("utf-16-le"), vendor.bytes_le)
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def readable(name: bytes) -> str:
-    """A variable's name for people: what is not printable UTF-16 shows as U+FFFD, as a guest chooses its names."""
-    text = name.decode("utf-16-le", errors="replace")
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 @dataclass(frozen=True, slots=True)

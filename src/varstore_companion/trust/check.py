@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
-from varstore_companion.efi import guid, siglist, store
-from varstore_companion.efi.siglist import OWNER_SIZE
-from varstore_companion.efi.store import Excess, Outline
-from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.efi import guid, siglist_outline
+from varstore_companion.efi.names import KeyVariable
+from varstore_companion.efi.outline import Excess, Outline, outline
+from varstore_companion.efi.siglist_outline import OWNER_SIZE
 from varstore_companion.errors import MalformedError, UnknownVersionError
 from varstore_companion.trust.manifest import Certificate, Manifest, Rule
 
@@ -56,7 +56,7 @@ class Lists:
     """The signature lists of one key variable: its data and where the lists lie in it."""
 
     data: bytes
-    places: tuple[siglist.Place, ...]
+    places: tuple[siglist_outline.Place, ...]
 
     def entries(self) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Each signature as (type, owner, data), both GUIDs as stored."""
@@ -110,42 +110,42 @@ class Report:
 def check(blob: bytes, manifest: Manifest) -> Report:
     """Report on a store, as far as it can be read. Raises nothing: what cannot be read is in the report."""
     try:
-        outline = store.outline(blob)
+        found = outline(blob)
     except UnknownVersionError as newer:
         return Report(State.UNKNOWN, CertCheck.UNKNOWN, None, {}, (), (newer,), (), ())
     except MalformedError as malformed:
         return Report(State.DAMAGED, CertCheck.UNKNOWN, None, {}, (), (malformed,), (), ())
-    return check_outline(outline, manifest)
+    return check_outline(found, manifest)
 
 
-def check_outline(outline: Outline, manifest: Manifest) -> Report:
+def check_outline(found: Outline, manifest: Manifest) -> Report:
     """Report on a store whose variables have been found."""
-    damage = [] if outline.damage is None else [outline.damage]
-    violations = [f"variable {name} stands in the store more than once" for name in outline.duplicated()]
+    damage = [] if found.damage is None else [found.damage]
+    violations = [f"variable {name} stands in the store more than once" for name in found.duplicated()]
     lists: dict[KeyVariable, Lists] = {}
     has_platform_key = False
-    for place in outline.places:
-        key = _KEYS.get(outline.key(place))
+    for place in found.places:
+        key = _KEYS.get(found.key(place))
         if key is None:
             continue
         has_platform_key = has_platform_key or key is KeyVariable.PK
         _, _, start, end = place
-        data = outline.blob[start:end]
+        data = found.blob[start:end]
         try:
-            lists[key] = Lists(data, tuple(siglist.walk(data)))
+            lists[key] = Lists(data, tuple(siglist_outline.walk(data)))
         except MalformedError as malformed:
             damage.append(malformed.within(f"variable {key}", start))
             continue
-        broken = siglist.violations(lists[key].places, platform_key=key is KeyVariable.PK)
+        broken = siglist_outline.violations(lists[key].places, platform_key=key is KeyVariable.PK)
         violations += [f"variable {key}: {violation}" for violation in broken]
     rules = tuple(_check_rules(lists, manifest))
-    excesses = outline.excesses()
+    excesses = found.excesses()
     state, certcheck = _overall(rules, has_platform_key=has_platform_key)
     if damage or violations:
         state, certcheck = State.DAMAGED, CertCheck.UNKNOWN
     elif excesses:
         state = State.DAMAGED
-    return Report(state, certcheck, outline, lists, rules, tuple(damage), excesses, tuple(violations))
+    return Report(state, certcheck, found, lists, rules, tuple(damage), excesses, tuple(violations))
 
 
 def _check_rules(lists: Mapping[KeyVariable, Lists], manifest: Manifest) -> Iterator[RuleReport]:

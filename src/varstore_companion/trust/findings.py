@@ -7,8 +7,8 @@ from enum import StrEnum
 from hashlib import sha256
 
 from varstore_companion.efi import guid
-from varstore_companion.efi.store import DATA_LIMIT, TOTAL_LIMIT, Outline
-from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.efi.names import KeyVariable
+from varstore_companion.efi.outline import DATA_LIMIT, TOTAL_LIMIT, Outline
 from varstore_companion.trust import certificates
 from varstore_companion.trust.check import Lists, Report, State
 from varstore_companion.trust.manifest import Certificate, Manifest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from varstore_companion import strict_toml
-from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.efi.names import KeyVariable
 from varstore_companion.strict_toml import Table
 
 FORMAT = 1

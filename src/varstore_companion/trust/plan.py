@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 
-from varstore_companion.efi import guid, siglist
-from varstore_companion.efi.siglist import OWNER_SIZE
-from varstore_companion.efi.store import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, Outline, Store, parse, parse_outline
-from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.efi import guid, siglist, siglist_outline
+from varstore_companion.efi.names import KeyVariable
+from varstore_companion.efi.outline import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, Outline
+from varstore_companion.efi.siglist_outline import OWNER_SIZE
+from varstore_companion.efi.store import Store, parse, parse_outline
 from varstore_companion.trust.certificates import Bodies
 from varstore_companion.trust.check import Report, State, check
 from varstore_companion.trust.manifest import Certificate, Manifest
@@ -121,7 +122,7 @@ def _reown(content: bytearray, manifest: Manifest, required: frozenset[bytes]) -
     One that stands under the right owner as well is left alone: it would become the same entry twice.
     """
     found: dict[bytes, list[int]] = {}
-    for place in siglist.walk(bytes(content)):
+    for place in siglist_outline.walk(bytes(content)):
         if place.type == guid.EFI_CERT_X509.bytes_le:
             for at in range(place.body, place.end, place.signature_size):
                 digest = sha256(content[at + OWNER_SIZE : at + place.signature_size]).digest()

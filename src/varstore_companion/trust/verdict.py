@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from hashlib import sha256
 
-from varstore_companion.efi import siglist
-from varstore_companion.efi.store import Outline
-from varstore_companion.efi.variable import KeyVariable
+from varstore_companion.efi import siglist_outline
+from varstore_companion.efi.names import KeyVariable
+from varstore_companion.efi.outline import Outline
 from varstore_companion.errors import MalformedError
 from varstore_companion.trust.check import State, check_outline
 from varstore_companion.trust.manifest import Manifest
@@ -51,7 +51,7 @@ def read_keys(outline: Outline, before: Keys | None = None) -> Keys:
 
 def _members(variable: bytes, data: bytes) -> set[bytes]:
     try:
-        places = siglist.walk(data)
+        places = siglist_outline.walk(data)
     except MalformedError:
         return {sha256(variable + b" bytes " + data).digest()}
     return {sha256(variable + b" member " + place.type + entry).digest() for place in places for entry in place.entries(data)}

@@ -1,0 +1,13 @@
+"""The exit codes of every command."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a script can rely on."""
+
+    FINE = 0
+    NO = 1
+    """The answer is no: an update is needed, or what was asked for was refused."""
+    UNUSABLE = 2
+    """Wrong usage, or input that cannot be read."""

@@ -1,0 +1,54 @@
+"""A store in a file: base64 text, as the toolstack keeps it, or the raw bytes."""
+
+import binascii
+import sys
+from dataclasses import dataclass
+
+from varstore_companion.efi.outline import MAGIC
+from varstore_companion.errors import MalformedError
+from varstore_companion.files import read_file
+
+LIMIT = 1_048_576
+"""Bytes of a file: a store varstored loads has at most 131,072, and one that grew too far is still to be reported on."""
+_BLANKS = b" \t\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFile:
+    """What was read. `base64`: how it was written; `newline`: whether the text ended in one."""
+
+    blob: bytes
+    base64: bool
+    newline: bool
+
+    def encode(self, blob: bytes) -> bytes:
+        """Another store in the form of this file."""
+        if not self.base64:
+            return blob
+        return binascii.b2a_base64(blob, newline=self.newline)
+
+
+def read(name: str) -> StoreFile:
+    """Read a store from a file, or from standard input for `-`.
+
+    Raises `OSError`, and `MalformedError`, which names the offset, for what is neither a raw store nor base64 text.
+    """
+    if name == "-":
+        data = sys.stdin.buffer.read(LIMIT + 1)
+        if len(data) > LIMIT:
+            raise MalformedError("standard input", offset=LIMIT, expected=f"at most {LIMIT:,} bytes")
+    else:
+        data = read_file(name, LIMIT)
+    return decode(data)
+
+
+def decode(data: bytes) -> StoreFile:
+    """Tell raw bytes, which begin with the magic, from base64 text, which cannot. Raises `MalformedError`."""
+    if data.startswith(MAGIC):
+        return StoreFile(data, base64=False, newline=False)
+    text = data.translate(None, delete=_BLANKS)
+    try:
+        blob = binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error as error:
+        raise MalformedError("store", offset=0, expected=f"the magic {MAGIC.decode()} or base64 text ({error})") from None
+    return StoreFile(blob, base64=True, newline=data.endswith(b"\n"))

@@ -1,0 +1,29 @@
+"""The names of variables: those that hold Secure Boot keys, and any name for people to read."""
+
+from enum import Enum
+from uuid import UUID
+
+from varstore_companion.efi import guid
+
+
+class KeyVariable(Enum):
+    """The variables that hold signature lists (UEFI 2.10, section 32.3), by varstored's names."""
+
+    PK = ("PK", guid.EFI_GLOBAL_VARIABLE)
+    KEK = ("KEK", guid.EFI_GLOBAL_VARIABLE)
+    DB = ("db", guid.EFI_IMAGE_SECURITY_DATABASE)
+    DBX = ("dbx", guid.EFI_IMAGE_SECURITY_DATABASE)
+    DBT = ("dbt", guid.EFI_IMAGE_SECURITY_DATABASE)
+
+    def __init__(self, text: str, vendor: UUID) -> None:
+        self.text = text
+        self.key = (text.encode("utf-16-le"), vendor.bytes_le)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def readable(name: bytes) -> str:
+    """A variable's name for people: what is not printable UTF-16 shows as U+FFFD, as a guest chooses its names."""
+    text = name.decode("utf-16-le", errors="replace")
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
