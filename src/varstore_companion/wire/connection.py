@@ -23,7 +23,6 @@ from varstore_companion.wire.messages import (
     ErrorAnswer,
     Hello,
     HelloAnswer,
-    Message,
     RequestMessage,
     Socket,
 )
@@ -35,7 +34,7 @@ class Request:
     """Server: a request to be answered under its id, once. The first is always `Hello`."""
 
     request_id: int
-    message: Message
+    message: RequestMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Answer:
     """Client: a request was carried out."""
 
     request_id: int
-    message: Message
+    message: AnswerMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class Connection:
         self._max_requests = 1
         self._last_id = 0
         # None stands for a request that was not read: only an error may answer it.
-        self._outstanding: dict[int, type[Message] | None] = {}
+        self._outstanding: dict[int, type[RequestMessage] | None] = {}
 
     @property
     def state(self) -> State:
@@ -108,7 +107,7 @@ class Connection:
         """The ids of the requests that have no answer, oldest first."""
         return tuple(self._outstanding)
 
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: bytes | bytearray) -> None:
         """Take in bytes from the peer; `events` says what they mean.
 
         At most one frame and one call's `data` are ever held: the caller exhausts `events` before it reads on.
@@ -193,7 +192,7 @@ class Connection:
             raise LocalProtocolError(f"a {self._role.value} sends no {signal.value} in state {self._state.value}")
         return state
 
-    def _asked(self, request_id: int) -> type[Message] | None:
+    def _asked(self, request_id: int) -> type[RequestMessage] | None:
         if request_id not in self._outstanding:
             raise LocalProtocolError(f"request {request_id} waits for no answer")
         return self._outstanding[request_id]
