@@ -1,5 +1,7 @@
 """Reading and building at the bounds that are too large for a vector, and what a caller may not build."""
 
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -59,7 +61,7 @@ def test_the_largest_json_passes_and_one_byte_more_does_not() -> None:
             GetStore,
             join_fields([(1, b"\x07")]),
             PayloadError,
-            "GetStore field reason of 1 bytes at offset 8: expected 1 byte, one of 1 (boot), 2 (resume), 3 (tool)",
+            "GetStore field reason, 1 long, at offset 8: expected 1 byte, one of 1 (boot), 2 (resume), 3 (tool)",
         ),
         (
             GetStore,
@@ -67,7 +69,7 @@ def test_the_largest_json_passes_and_one_byte_more_does_not() -> None:
             UnsupportedFieldError,
             "GetStore with field 0x8005 at offset 17: expected only fields of this version",
         ),
-        (Ping, b"\x01", PayloadError, "a field's header cut at 1 bytes at offset 0: expected 8 bytes"),
+        (Ping, b"\x01", PayloadError, "a field's header, 1 long, at offset 0: expected 8 bytes"),
         (Ping, join_fields([(1, b""), (1, b"")]), PayloadError, "tag 0x0001 at offset 8: expected a tag above 0x0001"),
         (
             Ping,
@@ -118,3 +120,9 @@ def test_64_fields_are_read_and_65_are_not() -> None:
 def test_the_caller_cannot_build_what_a_peer_would_refuse(message: Message, text: str) -> None:
     with pytest.raises(LocalProtocolError, match=text):
         encode(message)
+
+
+def test_a_required_field_is_never_left_out() -> None:
+    without: dict[str, Any] = {"store": None}
+    with pytest.raises(LocalProtocolError, match="PutStore field store"):
+        encode(replace(PutStore(b""), **without))

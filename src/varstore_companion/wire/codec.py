@@ -80,7 +80,7 @@ def decode(message: type[M], payload: bytes) -> M:
         kind = field.kind
         value = kind.parse(payload[start:end])
         if value is None:
-            what = f"{layout.name} field {field.name} of {end - start} bytes"
+            what = f"{layout.name} field {field.name}, {end - start} long,"
             raise kind.error(what, offset=start, expected=kind.expected)
         values[field.name] = value
     for field in layout.fields.values():

@@ -67,7 +67,7 @@ def split_fields(payload: bytes) -> list[tuple[int, int, int]]:
             raise PayloadError(f"field {MAX_FIELDS + 1}", offset=offset, expected=f"at most {MAX_FIELDS} fields")
         if end - offset < FIELD_HEADER_BYTES:
             raise PayloadError(
-                f"a field's header cut at {end - offset} bytes", offset=offset, expected=f"{FIELD_HEADER_BYTES} bytes"
+                f"a field's header, {end - offset} long,", offset=offset, expected=f"{FIELD_HEADER_BYTES} bytes"
             )
         tag, reserved, length = _FIELD.unpack_from(payload, offset)
         if tag <= last_tag:
