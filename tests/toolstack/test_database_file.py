@@ -66,12 +66,13 @@ def test_every_connection_is_durable_and_checked(path: Path) -> None:
         database._reader.reading() as reader,
         database._writer.writing() as writer,
     ):
-        for connection in (reader, writer):
+        # The writer's wait is its own, see `Connection`.
+        for connection, timeout in ((reader, 1500), (writer, 0)):
             values = {
                 name: connection.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             }
-            assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 1500}
+            assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": timeout}
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.execute("DELETE FROM vm")
 
@@ -247,3 +248,20 @@ def test_a_closed_database_is_unavailable(path: Path) -> None:
         database.counters()
     with pytest.raises(ToolstackUnavailableError, match="closed"):
         database.mark(uuid4())
+
+
+def test_an_interrupted_transaction_is_rolled_back(path: Path) -> None:
+    vm = _filled(path)
+    with Database(path) as database:
+        before = database.read(vm)
+        with pytest.raises(KeyboardInterrupt), database._writer.writing() as connection:
+            connection.execute("UPDATE vm SET generation = 99")
+            raise KeyboardInterrupt
+        assert database.read(vm) == before
+        assert database.write(vm, b"new", Update.NO) == 1
+
+
+def test_the_plain_calls_need_no_event_loop() -> None:
+    code = "import sys, varstore_companion.toolstack.database; print(*{'trio', 'cryptography'} & set(sys.modules))"
+    done = subprocess.run(python_command(code), env=python_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -9,9 +9,11 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from varstore_companion.errors import (
     CompanionError,
@@ -22,10 +24,14 @@ from varstore_companion.errors import (
 )
 from varstore_companion.toolstack import schema
 
+T = TypeVar("T")
+
 BUSY_TIMEOUT = 3.0
 """Seconds to wait for another process's transaction. Each takes milliseconds, and a boot has 20 s in all."""
 
-_RETRY_DELAY = 0.01
+# SQLite's own wait tries ever less often, down to ten times a second, and so can be kept out for seconds by one busy
+# writer that only pauses between transactions.
+_RETRY_DELAY = 0.002
 
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 # What passes by itself or when the operator repairs it, with the database as it was.
@@ -111,7 +117,7 @@ class Connection:
         something newer. Only a busy file makes COMMIT fail with certainty: `ToolstackUnavailableError`.
         """
         with self._exclusive() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+            self._patiently(partial(connection.execute, "BEGIN IMMEDIATE"))
             try:
                 yield connection
             except CompanionError:
@@ -153,25 +159,25 @@ class Connection:
         if self._raw is not None and self._file == _identity(self._path):
             return self._raw
         self._drop()
-        self._raw = self._opened()
+        # Two processes that open a new file switch it to WAL at once; SQLite then refuses one of them without waiting.
+        self._raw = self._patiently(self._opened)
         self._file = _identity(self._path)
         return self._raw
 
-    def _opened(self) -> sqlite3.Connection:
-        # Two processes that open a new file switch it to WAL at once; SQLite then refuses one of them without waiting.
+    def _patiently(self, call: Callable[[], T]) -> T:
         deadline = time.monotonic() + self._busy_timeout
         while True:
             try:
-                return self._opened_once()
+                return call()
             except sqlite3.Error as error:
                 if not _is(error, _BUSY) or time.monotonic() >= deadline:
                     raise
             time.sleep(_RETRY_DELAY)
 
-    def _opened_once(self) -> sqlite3.Connection:
-        raw = sqlite3.connect(
-            self._uri, uri=True, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
-        )
+    def _opened(self) -> sqlite3.Connection:
+        # A reader meets a busy file only while another process opens or closes it.
+        timeout = self._busy_timeout if self._read_only else 0
+        raw = sqlite3.connect(self._uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
         with ExitStack() as on_failure:
             on_failure.callback(raw.close)
             raw.execute("PRAGMA synchronous = FULL")
