@@ -250,13 +250,18 @@ def test_a_closed_database_is_unavailable(path: Path) -> None:
         database.mark(uuid4())
 
 
+def _interrupted(database: Database) -> None:
+    with database._writer.writing() as connection:
+        connection.execute("UPDATE vm SET generation = 99")
+        raise KeyboardInterrupt
+
+
 def test_an_interrupted_transaction_is_rolled_back(path: Path) -> None:
     vm = _filled(path)
     with Database(path) as database:
         before = database.read(vm)
-        with pytest.raises(KeyboardInterrupt), database._writer.writing() as connection:
-            connection.execute("UPDATE vm SET generation = 99")
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted(database)
         assert database.read(vm) == before
         assert database.write(vm, b"new", Update.NO) == 1
 
@@ -265,3 +270,21 @@ def test_the_plain_calls_need_no_event_loop() -> None:
     code = "import sys, varstore_companion.toolstack.database; print(*{'trio', 'cryptography'} & set(sys.modules))"
     done = subprocess.run(python_command(code), env=python_environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("version", [schema.VERSION, schema.VERSION + 1])
+def test_another_process_may_make_the_schema_first(path: Path, version: int) -> None:
+    def meanwhile(statement: str) -> None:
+        if statement == "BEGIN IMMEDIATE":
+            Database(path).close()
+            with closing(sqlite3.connect(path)) as other:
+                other.execute(f"PRAGMA user_version = {version}")
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.set_trace_callback(meanwhile)
+        if version == schema.VERSION:
+            schema.ensure(connection, path)
+            assert not connection.in_transaction
+        else:
+            with pytest.raises(ConfigurationError, match=f"version {version}"):
+                schema.ensure(connection, path)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from varstore_companion.errors import (
-    CompanionError,
     ConfigurationError,
     ToolstackRefusedError,
     ToolstackUnavailableError,
@@ -65,8 +64,8 @@ def prepare(path: Path) -> None:
 class Connection:
     """One SQLite connection, used by one thread at a time, opened when it is first needed.
 
-    `busy_timeout` is in seconds. A connection that failed is closed, which rolls back what it had begun, and the next
-    use opens a new one. The owner calls `close`, last.
+    `busy_timeout` is in seconds. When something is raised in a transaction the connection is closed, which rolls back,
+    and the next use opens a new one. The owner calls `close`, last.
     """
 
     def __init__(self, path: Path, *, busy_timeout: float = BUSY_TIMEOUT, read_only: bool = False) -> None:
@@ -118,11 +117,7 @@ class Connection:
         """
         with self._exclusive() as connection:
             self._patiently(partial(connection.execute, "BEGIN IMMEDIATE"))
-            try:
-                yield connection
-            except CompanionError:
-                connection.execute("ROLLBACK")
-                raise
+            yield connection
             try:
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
@@ -139,7 +134,7 @@ class Connection:
                 try:
                     yield connection
                 finally:
-                    # Left by an error, or by something like KeyboardInterrupt: closing rolls back.
+                    # The block raised: closing rolls back.
                     if connection is self._raw and connection.in_transaction:
                         self._drop()
             except ConfigurationError as error:
