@@ -1,0 +1,1 @@
+"""One suite for each interface, run against every adapter of it."""

@@ -1,0 +1,41 @@
+"""Other processes of this program, for tests of what is shared between processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import varstore_companion
+
+_SOURCES = Path(varstore_companion.__file__).parents[1]
+
+
+def python_command(code: str, *arguments: object) -> list[str]:
+    """The command line of a Python process that runs `code` with `arguments` in sys.argv."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def python_environment() -> dict[str, str]:
+    """An environment in which this program's sources are found."""
+    return {**os.environ, "PYTHONPATH": str(_SOURCES)}
+
+
+@contextmanager
+def python(code: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
+    """Run `code` in a process of its own: the process, its standard input, its standard output. Killed at the end."""
+    with subprocess.Popen(
+        python_command(code, *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=python_environment(),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield process, process.stdin, process.stdout
+        finally:
+            process.kill()
