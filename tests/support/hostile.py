@@ -75,9 +75,7 @@ def _with_db(data: bytes) -> bytes:
     return make_store([PLAIN, db_variable(data), PLAIN])
 
 
-def _hashes(
-    *, list_size: int | None = None, header_size: int | None = None, signature_size: int | None = None
-) -> bytes:
+def _hashes(*, list_size: int | None = None, header_size: int | None = None, signature_size: int | None = None) -> bytes:
     return signature_list(
         sb.CERT_SHA256,
         [(sb.OWNER_TENANT, bytes([number]) * 32) for number in range(2)],

@@ -276,10 +276,7 @@ def _oversized_dbx(name: str) -> Scene:
 @_scene
 def _large(name: str) -> Scene:
     sizes = (16, 64, 900, 2000)
-    vendor = [
-        Variable(f"Vendor{number:03}", VENDOR_GUID, filler(f"Vendor{number}", sizes[number % 4]))
-        for number in range(40)
-    ]
+    vendor = [Variable(f"Vendor{number:03}", VENDOR_GUID, filler(f"Vendor{number}", sizes[number % 4])) for number in range(40)]
     held = vendor[39::-2] + _around([dbx(), *reversed(keys_2011())]) + vendor[0::2]
     return _made(name, held, "update_available", ALL_MISSING)
 

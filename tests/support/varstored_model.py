@@ -104,9 +104,7 @@ class VarstoredModel:
             self.ancillary = bytes(sb.ANCILLARY_SIZE)
 
     @classmethod
-    def load(
-        cls, blob: bytes, *, newest_version: int = NEWEST_VERSION, checks_append: bool = False
-    ) -> "VarstoredModel":
+    def load(cls, blob: bytes, *, newest_version: int = NEWEST_VERSION, checks_append: bool = False) -> "VarstoredModel":
         """Load a store as at the start of a VM; raises LoadRefused with the reason.
 
         `newest_version`: 1 for an old host. As in varstored the recorded data length and what is inside a variable
@@ -244,9 +242,7 @@ class VarstoredModel:
 
     def _check_room(self, more: int) -> None:
         if self.used_bytes + more > sb.TOTAL_LIMIT:
-            raise SetRefused(
-                Status.OUT_OF_RESOURCES, f"{more} bytes more than {self.used_bytes}, at most {sb.TOTAL_LIMIT}"
-            )
+            raise SetRefused(Status.OUT_OF_RESOURCES, f"{more} bytes more than {self.used_bytes}, at most {sb.TOTAL_LIMIT}")
 
     def _authenticate(self, target: Variable, data: bytes, *, append: bool, known: bool = False) -> Update:
         """Take the update in `data` apart and hold it to every rule for the key variable `target`."""

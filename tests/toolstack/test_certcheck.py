@@ -123,9 +123,7 @@ async def test_the_program_gets_nothing_else(script: Script, tmp_path: Path, mon
     monkeypatch.setenv("SECRET", "of the daemon")
     read, write = os.pipe()
     seen = tmp_path / "seen"
-    await Certcheck([script(f"cat >{seen}.stdin; env >{seen}.env; ls -l /proc/$$/fd >{seen}.fds; echo update_ok")]).run(
-        b""
-    )
+    await Certcheck([script(f"cat >{seen}.stdin; env >{seen}.env; ls -l /proc/$$/fd >{seen}.fds; echo update_ok")]).run(b"")
     os.close(read)
     os.close(write)
     assert _content(f"{seen}.stdin") == b""

@@ -17,12 +17,8 @@ from varstore_companion.wire.frames import build_frame, join_fields, split_field
 from varstore_companion.wire.messages import ErrorAnswer, Message, Ping, PutStore, Socket
 from varstore_companion.wire.states import Role, State
 
-SERVER_FRAMES = [
-    bytes.fromhex(v["hex"]) for name in ("messages", "frames") for v in vectors(name) if v["to"] == "server"
-]
-CLIENT_FRAMES = [
-    bytes.fromhex(v["hex"]) for name in ("messages", "frames") for v in vectors(name) if v["to"] == "client"
-]
+SERVER_FRAMES = [bytes.fromhex(v["hex"]) for name in ("messages", "frames") for v in vectors(name) if v["to"] == "server"]
+CLIENT_FRAMES = [bytes.fromhex(v["hex"]) for name in ("messages", "frames") for v in vectors(name) if v["to"] == "client"]
 
 
 def values(kind: Kind) -> SearchStrategy[object]:
@@ -50,9 +46,7 @@ def values(kind: Kind) -> SearchStrategy[object]:
 def any_message(draw: DrawFn) -> Message:
     message = draw(st.sampled_from([*REQUESTS.values(), *ANSWERS.values(), ErrorAnswer]))
     fields = LAYOUTS[message].fields.values()
-    drawn = {
-        field.name: draw(values(field.kind) if field.required else st.none() | values(field.kind)) for field in fields
-    }
+    drawn = {field.name: draw(values(field.kind) if field.required else st.none() | values(field.kind)) for field in fields}
     made: Message = typing.cast("typing.Any", message)(**drawn)
     return made
 
@@ -63,9 +57,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(at)]
 
 
-def outcome(
-    connection: Connection, parts: list[bytes]
-) -> tuple[list[Event | tuple[str, bytes]], State, tuple[int, ...]]:
+def outcome(connection: Connection, parts: list[bytes]) -> tuple[list[Event | tuple[str, bytes]], State, tuple[int, ...]]:
     seen = [
         (str(event), event.reply) if isinstance(event, RemoteProtocolError) else event
         for event in feed(connection, parts, end=True)
@@ -127,9 +119,7 @@ CUTS = st.lists(st.integers(0, 1 << 20), max_size=12)
 
 @settings(max_examples=300)
 @given(streams(SERVER_FRAMES), CUTS, st.sampled_from(Socket), st.booleans())
-def test_a_server_takes_any_bytes_and_cuts_do_not_matter(
-    data: bytes, cuts: list[int], socket: Socket, greeted: bool
-) -> None:
+def test_a_server_takes_any_bytes_and_cuts_do_not_matter(data: bytes, cuts: list[int], socket: Socket, greeted: bool) -> None:
     def server() -> Connection:
         return open_pair(socket)[1] if greeted else Connection(Role.SERVER, socket=socket)
 

@@ -175,9 +175,7 @@ def test_an_exchange_goes_as_written(vector: dict[str, Any], size: int) -> None:
             message = event.error
             code = ErrorCode(event.error.code)
             built = (
-                server.answer_error(request_id, code, event.error.text)
-                if request_id
-                else (server.fail(code, event.error.text))
+                server.answer_error(request_id, code, event.error.text) if request_id else (server.fail(code, event.error.text))
             )
             assert built == data
         assert type(message) is message_class(step["message"], step["form"])
@@ -186,9 +184,7 @@ def test_an_exchange_goes_as_written(vector: dict[str, Any], size: int) -> None:
 
 def test_every_message_and_every_error_has_a_vector() -> None:
     names = {(v["message"], v["form"]) for v in MESSAGES}
-    assert names == {(m["name"], form) for m in TABLE["messages"] for form in ("request", "answer")} | {
-        ("ERROR", "error")
-    }
+    assert names == {(m["name"], form) for m in TABLE["messages"] for form in ("request", "answer")} | {("ERROR", "error")}
     codes = {v["fields"]["code"]: v["fields"]["try_again"] for v in MESSAGES if v["form"] == "error"}
     for code in ErrorCode:
         assert codes[str(code.value)] == str(int(code.try_again))

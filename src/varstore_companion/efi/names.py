@@ -25,5 +25,9 @@ class KeyVariable(Enum):
 
 def readable(name: bytes) -> str:
     """A variable's name for people: what is not printable UTF-16 shows as U+FFFD, as a guest chooses its names."""
-    text = name.decode("utf-16-le", errors="replace")
+    return printable(name.decode("utf-16-le", errors="replace"))
+
+
+def printable(text: str) -> str:
+    """Text that a guest chose, safe for a log or a terminal: what does not print shows as U+FFFD."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -53,9 +53,7 @@ class Certcheck:
     the start of the process, not the wait for one of the `at_once` places.
     """
 
-    def __init__(
-        self, command: Sequence[str] | None = None, *, deadline: float = DEADLINE, at_once: int = AT_ONCE
-    ) -> None:
+    def __init__(self, command: Sequence[str] | None = None, *, deadline: float = DEADLINE, at_once: int = AT_ONCE) -> None:
         self._command = tuple(default_command() if command is None else command)
         self._deadline = deadline
         self._places = trio.CapacityLimiter(at_once)

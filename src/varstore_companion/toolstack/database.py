@@ -80,9 +80,7 @@ class Database:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -132,9 +130,7 @@ class Database:
         with self._reader.reading() as connection:
             _confirm(connection, vm, expected)
 
-    def write(
-        self, vm: UUID, store: bytes, update: Literal[Update.YES, Update.NO], *, expected: int | None = None
-    ) -> int:
+    def write(self, vm: UUID, store: bytes, update: Literal[Update.YES, Update.NO], *, expected: int | None = None) -> int:
         """Store, with the field `ok` for `yes` and left alone for `no`; return the new generation.
 
         Raises `ToolstackConflictError`, with nothing changed, when `expected` is given and not the store's generation.
@@ -208,9 +204,7 @@ class Database:
 
     def _mark(self, vm: UUID, wanted: CertificatesState) -> CertificatesState:
         with self._writer.writing() as connection:
-            row = connection.execute(
-                "SELECT secureboot_certificates_state FROM vm WHERE uuid = ?", (str(vm),)
-            ).fetchone()
+            row = connection.execute("SELECT secureboot_certificates_state FROM vm WHERE uuid = ?", (str(vm),)).fetchone()
             if row is None:
                 raise _unknown(vm)
             if row[0] == CertificatesState.OK:
@@ -231,8 +225,7 @@ def _confirm(connection: "sqlite3.Connection", vm: UUID, expected: int | None) -
 
 def _put_store(connection: "sqlite3.Connection", vm: UUID, store: bytes) -> None:
     connection.execute(
-        "INSERT INTO nvram (vm, key, value) VALUES (?, ?, ?) "
-        "ON CONFLICT (vm, key) DO UPDATE SET value = excluded.value",
+        "INSERT INTO nvram (vm, key, value) VALUES (?, ?, ?) ON CONFLICT (vm, key) DO UPDATE SET value = excluded.value",
         (str(vm), EFI_VARIABLES, store),
     )
 

@@ -63,10 +63,11 @@ NO_KEYS = read_keys(Outline(b"", 0, (), None))
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The `update` to write with, and why, in words for the log."""
+    """The `update` to write with, and why, in words for the log. `report`: on the new store, None when not needed."""
 
     update: Update
     reason: str
+    report: State | None = None
 
 
 def decide(
@@ -86,7 +87,7 @@ def decide(
     what = "PK, KEK or db changed" if before is not None else "the store before is not known"
     report = check_outline(outline, manifest)
     if report.complete:
-        return Verdict(Update.YES, f"{what}, and the store is complete")
+        return Verdict(Update.YES, f"{what}, and the store is complete", report.state)
     if before is not None and report.state is State.UPDATE_AVAILABLE and field in _NOT_COMPLETE:
-        return Verdict(Update.NO, f"{what}, the store still needs an update, and the toolstack says {field}")
-    return Verdict(Update.UNSPECIFIED, f"{what}, and the store is {report.state}: the toolstack has to check it")
+        return Verdict(Update.NO, f"{what}, the store still needs an update, and the toolstack says {field}", report.state)
+    return Verdict(Update.UNSPECIFIED, f"{what}, and the store is {report.state}: the toolstack has to check it", report.state)

@@ -237,9 +237,7 @@ class Connection:
         signal = Signal.HELLO if header.type == Hello.TYPE else Signal.REQUEST
         state = RECEIVE[Role.SERVER].get((self._state, signal))
         if state is None or header.type & ANSWER_BIT:
-            raise self._broken(
-                ErrorCode.BAD_FRAME, f"type {header.type:#06x} from a client in state {self._state.value}"
-            )
+            raise self._broken(ErrorCode.BAD_FRAME, f"type {header.type:#06x} from a client in state {self._state.value}")
         if request_id == 0 or request_id in self._outstanding:
             raise self._broken(ErrorCode.BAD_FRAME, f"request id {request_id}: expected one that is not in use, not 0")
         if signal is Signal.HELLO:

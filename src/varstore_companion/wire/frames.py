@@ -66,9 +66,7 @@ def split_fields(payload: bytes) -> list[tuple[int, int, int]]:
         if len(fields) == MAX_FIELDS:
             raise PayloadError(f"field {MAX_FIELDS + 1}", offset=offset, expected=f"at most {MAX_FIELDS} fields")
         if end - offset < FIELD_HEADER_BYTES:
-            raise PayloadError(
-                f"a field's header, {end - offset} long,", offset=offset, expected=f"{FIELD_HEADER_BYTES} bytes"
-            )
+            raise PayloadError(f"a field's header, {end - offset} long,", offset=offset, expected=f"{FIELD_HEADER_BYTES} bytes")
         tag, reserved, length = _FIELD.unpack_from(payload, offset)
         if tag <= last_tag:
             raise PayloadError(f"tag {tag:#06x}", offset=offset, expected=f"a tag above {last_tag:#06x}")

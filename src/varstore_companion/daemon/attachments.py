@@ -1,0 +1,67 @@
+"""Which sockets the daemon serves for which VM, kept on disk so that they come back after a restart."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from varstore_companion.errors import ConfigurationError
+from varstore_companion.journal import files
+
+FORMAT = 1
+DEFAULT_MODE = 0o660
+"""As xapi makes the socket of a deprivileged varstored: for its owner and the domain's own group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One socket. `gid`: its group, None to leave it; `resume`: no read through it is a cold boot (invariant 10)."""
+
+    vm: UUID
+    path: Path
+    gid: int | None
+    mode: int
+    resume: bool
+
+    def describe(self) -> dict[str, object]:
+        """As plain values for JSON."""
+        return {
+            "vm": str(self.vm),
+            "path": os.fspath(self.path),
+            "gid": self.gid,
+            "mode": f"{self.mode:04o}",
+            "resume": self.resume,
+        }
+
+
+def load(path: Path) -> tuple[Attachment, ...]:
+    """Read the attachments that were saved; none when there is no file. Raises `ConfigurationError`, `OSError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not a list of attachments: {error}") from None
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ConfigurationError(f"{path}: format {document['format']}: expected {FORMAT}, which this version reads")
+        return tuple(_attachment(entry) for entry in document["attachments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None
+
+
+def save(path: Path, attachments: Iterable[Attachment]) -> None:
+    """Keep the attachments, durably. Raises `OSError`; what was kept before stays then."""
+    document = {"format": FORMAT, "attachments": [attachment.describe() for attachment in attachments]}
+    files.write(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _attachment(entry: Any) -> Attachment:  # noqa: ANN401  what json gives
+    gid = entry["gid"]
+    return Attachment(
+        UUID(entry["vm"]), Path(entry["path"]), None if gid is None else int(gid), int(entry["mode"], 8), bool(entry["resume"])
+    )

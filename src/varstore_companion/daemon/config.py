@@ -1,0 +1,58 @@
+"""What the daemon is told: a TOML file, and options that go before it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from varstore_companion import strict_toml
+from varstore_companion.errors import ConfigurationError, MalformedError
+from varstore_companion.files import read_file
+from varstore_companion.sources import VARSTORED_AUTH
+
+CONTROL = Path("/run/varstore-companion/control.sock")
+STATE_DIR = Path("/var/lib/varstore-companion")
+FILE_LIMIT = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The daemon's settings; each name is its key in the file.
+
+    `certificates`: a folder with more certificate bodies; `auth_dir`: where varstored's `.auth` files are; `manifest`: a file
+    instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
+    manifest's.
+    """
+
+    control: Path = CONTROL
+    state_dir: Path = STATE_DIR
+    toolstack: str = "embedded"
+    certificates: Path | None = None
+    auth_dir: Path = VARSTORED_AUTH
+    manifest: Path | None = None
+    headroom: int | None = None
+
+
+def load(path: Path) -> Settings:
+    """Read the settings from a file. Raises `ConfigurationError`, which names the file, the key and what is allowed."""
+    try:
+        table = strict_toml.load(read_file(path, FILE_LIMIT).decode(), os.fspath(path))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, MalformedError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    default = Settings()
+
+    def a_path(key: str, otherwise: Path) -> Path:
+        return Path(table.text(key)) if key in table else otherwise
+
+    settings = Settings(
+        control=a_path("control", default.control),
+        state_dir=a_path("state_dir", default.state_dir),
+        toolstack=table.choice("toolstack", {"embedded": "embedded"}) if "toolstack" in table else default.toolstack,
+        certificates=Path(table.text("certificates")) if "certificates" in table else None,
+        auth_dir=a_path("auth_dir", default.auth_dir),
+        manifest=Path(table.text("manifest")) if "manifest" in table else None,
+        headroom=table.integer("headroom") if "headroom" in table else None,
+    )
+    table.finish()
+    return settings

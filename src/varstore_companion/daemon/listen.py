@@ -1,0 +1,107 @@
+"""Unix sockets: bound so that they appear whole, with their mode and group, over what a crash left behind."""
+
+import os
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from varstore_companion.errors import ConfigurationError
+
+BACKLOG = 16
+"""Connections that wait to be accepted. A varstored makes one; the guard's own backlog is 2."""
+PATH_LIMIT = 107
+"""Bytes of a socket's path: Linux' sun_path without its terminator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A listening socket and the file it made, by which it is told from one that somebody put there since."""
+
+    socket: socket.socket
+    path: Path
+    device: int
+    inode: int
+
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to this socket."""
+        try:
+            found = self.path.lstat()
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (self.device, self.inode)
+
+    def unlink(self) -> None:
+        """Remove the file, unless it is somebody else's by now."""
+        if self.is_in_place():
+            self.path.unlink(missing_ok=True)
+
+
+def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
+    """Listen on `path`. It is bound under another name in the same folder, given mode and group, and renamed into place.
+
+    Raises `ConfigurationError` when something other than a dead socket is there, when the path is too long or relative, and
+    when the system refuses.
+    """
+    if not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT:
+        raise ConfigurationError(f"{path}: expected an absolute path of at most {PATH_LIMIT} bytes")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigurationError(f"{path.parent}: {error.strerror}") from None
+        try:
+            _refuse_living(path)
+            status = _bind_in(folder, listener, path.name, mode, gid)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: cannot listen there: {error.strerror}") from None
+        finally:
+            os.close(folder)
+    except BaseException:
+        listener.close()
+        raise
+    return Bound(listener, path, status.st_dev, status.st_ino)
+
+
+def _bind_in(folder: int, listener: socket.socket, name: str, mode: int, gid: int | None) -> os.stat_result:
+    # Through the folder's descriptor the name may be longer than the final path allows, and the folder cannot be swapped.
+    temporary = f".{os.getpid()}.varstore-companion"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=folder)
+    before = os.umask(0o177)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{temporary}")
+    finally:
+        os.umask(before)
+    try:
+        if gid is not None:
+            os.chown(temporary, -1, gid, dir_fd=folder, follow_symlinks=False)
+        os.chmod(temporary, mode, dir_fd=folder)
+        listener.listen(BACKLOG)
+        status = os.stat(temporary, dir_fd=folder, follow_symlinks=False)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(temporary, dir_fd=folder)
+        raise
+    return status
+
+
+def _refuse_living(path: Path) -> None:
+    """Raise for anything but nothing and a socket that nobody serves any more."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigurationError(f"{path}: exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return
+        except BlockingIOError:
+            pass  # a full backlog: somebody is there
+    raise ConfigurationError(f"{path}: another process listens there")

@@ -1,0 +1,305 @@
+"""The daemon: composes toolstack, rules and sockets, and has the only nurseries."""
+
+import fcntl
+import logging
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from time import time
+from uuid import UUID
+
+import trio
+
+from varstore_companion import __version__
+from varstore_companion.daemon import attachments, listen
+from varstore_companion.daemon.acceptor import Acceptor, Places
+from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.control import Control
+from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.session import RequestRefusedError
+from varstore_companion.daemon.vm import Vm
+from varstore_companion.daemon.vm_socket import VmSocket
+from varstore_companion.errors import ConfigurationError, ToolstackError
+from varstore_companion.files import load_manifest
+from varstore_companion.journal.backups import Backups
+from varstore_companion.sources import Loaded, load_bodies
+from varstore_companion.toolstack.certcheck import Certcheck
+from varstore_companion.toolstack.database import Database
+from varstore_companion.toolstack.embedded import EmbeddedToolstack
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.messages import Socket
+
+log = logging.getLogger(__name__)
+
+VM_CONNECTIONS = 8
+"""Connections to one VM's socket: its varstored has one, a tool or two beside it."""
+CONTROL_CONNECTIONS = 64
+ALL_CONNECTIONS = 4_096
+"""Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
+DESCRIPTORS = 16_384
+"""What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
+STOP_SECONDS = 10.0
+"""For requests that are being carried out when the daemon is told to stop."""
+
+
+class Daemon:
+    """The daemon's VMs and sockets. `run` serves them; the other methods are what the control socket asks for."""
+
+    def __init__(self, host: Host, loaded: Loaded, saved: Path, control: Path) -> None:
+        self._host = host
+        self._loaded = loaded
+        self._saved = saved
+        self._control_path = control
+        self._control: Acceptor | None = None
+        self._vms: dict[UUID, Vm] = {}
+        self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
+        self._changing = trio.Lock()
+        self._places = Places(ALL_CONNECTIONS)
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Started once every saved socket and the control socket answer.
+
+        Raises `ConfigurationError` when the control socket cannot be made.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._host.send_alerts, name="alerts")
+            await self._bring_back()
+            control = Control(self, frozenset({0, os.geteuid()}))
+            bound = listen.bind(self._control_path, mode=0o600)
+            try:
+                self._control = Acceptor(
+                    bound,
+                    socket=Socket.CONTROL,
+                    who="control",
+                    most=CONTROL_CONNECTIONS,
+                    places=Places(CONTROL_CONNECTIONS),
+                    host=self._host,
+                    nursery=nursery,
+                    make=control.session,
+                )
+                nursery.start_soon(self._control.run, name="control socket")
+                log.info("ready: %d sockets, control at %s", len(self._sockets), self._control_path)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                bound.unlink()
+
+    async def stop(self) -> None:
+        """Accept nothing more, and wait until each connection has finished the request that is being carried out."""
+        for acceptor in self._acceptors():
+            acceptor.stop()
+        for acceptor in self._acceptors():
+            await acceptor.emptied()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are being served."""
+        return sum(acceptor.connections for acceptor in self._acceptors())
+
+    def _acceptors(self) -> Iterator[Acceptor]:
+        if self._control is not None:
+            yield self._control
+        for _, acceptor in self._sockets.values():
+            yield acceptor
+
+    # What the control socket asks for
+
+    def vm(self, uuid: UUID) -> Vm:
+        """The daemon's side of a VM; one that is not attached is not remembered."""
+        return self._vms.get(uuid) or Vm(uuid, self._host)
+
+    async def attach(self, attachment: Attachment) -> bool:
+        """Serve a socket and remember it; True when the very same one is served already. Raises `ConfigurationError`."""
+        async with self._changing:
+            there = self._sockets.get(attachment.path)
+            if there is not None:
+                if there[0] != attachment:
+                    raise RequestRefusedError(
+                        ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: vm={there[0].vm} {there[0].describe()}"
+                    )
+                if there[1].bound.is_in_place():
+                    return True
+                log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
+                self._drop(attachment.path)
+            self._serve(attachment)
+            try:
+                await self._save()
+            except OSError as error:
+                self._drop(attachment.path)
+                raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+        log.info("vm=%s attached %s", attachment.vm, attachment.path)
+        return False
+
+    async def detach(self, path: Path) -> bool:
+        """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`."""
+        async with self._changing:
+            if path not in self._sockets:
+                return False
+            attachment = self._drop(path)
+            try:
+                await self._save()
+            except OSError as error:
+                raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} comes back at a restart") from None
+        log.info("vm=%s detached %s", attachment.vm, path)
+        return True
+
+    def listed(self) -> list[dict[str, object]]:
+        """Every attached socket with what is known of its VM, by path."""
+        return [
+            attachment.describe() | {"connections": acceptor.connections} | _describe_vm(self._vms[attachment.vm])
+            for _, (attachment, acceptor) in sorted(self._sockets.items(), key=lambda item: os.fsencode(item[0]))
+        ]
+
+    async def status(self, vm: UUID | None) -> dict[str, object]:
+        """The daemon's totals, or what is known of one VM after a look at the toolstack."""
+        if vm is not None:
+            known = self.vm(vm)
+            sockets = [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
+            try:
+                await known.read()
+            except ToolstackError as error:
+                if not sockets:
+                    raise
+                return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), "error": str(error)}
+            return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), "error": None}
+        manifest = self._host.manifest
+        return {
+            "version": __version__,
+            "mode": "direct",
+            "toolstack": self._host.toolstack.name,
+            "manifest": f"{manifest.name} {manifest.revision}",
+            "certificates": {
+                certificate.name: self._loaded.origins.get(certificate.sha256)
+                for rule in manifest.rules
+                for certificate in rule.required
+            },
+            "attached": len(self._sockets),
+            "connections": self.connections,
+            **self._host.stats.describe(),
+        }
+
+    # Sockets
+
+    async def _bring_back(self) -> None:
+        try:
+            saved = await trio.to_thread.run_sync(attachments.load, self._saved)
+        except ConfigurationError as error:
+            aside = self._saved.with_name(f"{self._saved.name}.unreadable")
+            self._saved.rename(aside)
+            log.warning("no socket comes back, the list is put aside as %s: %s", aside, error)
+            return
+        for attachment in saved:
+            try:
+                self._serve(attachment)
+            except ConfigurationError as error:
+                log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
+
+    def _serve(self, attachment: Attachment) -> None:
+        if self._nursery is None:
+            raise AssertionError("the daemon does not run")
+        bound = listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
+        vm = self._vms.setdefault(attachment.vm, Vm(attachment.vm, self._host))
+        acceptor = Acceptor(
+            bound,
+            socket=Socket.VM,
+            who=f"vm={vm.uuid}",
+            most=VM_CONNECTIONS,
+            places=self._places,
+            host=self._host,
+            nursery=self._nursery,
+            make=VmSocket(attachment, vm).session,
+        )
+        self._sockets[attachment.path] = (attachment, acceptor)
+        self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
+
+    def _drop(self, path: Path) -> Attachment:
+        attachment, acceptor = self._sockets.pop(path)
+        acceptor.stop()
+        acceptor.bound.unlink()
+        if not any(other.vm == attachment.vm for other, _ in self._sockets.values()):
+            del self._vms[attachment.vm]
+        return attachment
+
+    async def _save(self) -> None:
+        kept = [attachment for attachment, _ in self._sockets.values()]
+        await trio.to_thread.run_sync(attachments.save, self._saved, kept)
+
+
+def _describe_vm(vm: Vm) -> dict[str, object]:
+    last = vm.last_update
+    return {
+        "report": vm.report,
+        "field": vm.field,
+        "last_verdict": vm.last_verdict,
+        "last_update": None if last is None else {"at": last.at, "outcome": last.outcome.value, "detail": last.detail},
+    }
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Daemon]:
+    """Compose a daemon from its settings; it holds the state folder's lock until the end.
+
+    Raises `ConfigurationError`.
+    """
+    with _locked(settings.state_dir):
+        manifest = load_manifest(settings.manifest)
+        loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
+        for problem in loaded.problems:
+            log.warning("certificate file %s", problem)
+        for certificate in {each for rule in manifest.rules for each in rule.required}:
+            if certificate.sha256 not in loaded.bodies:
+                log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
+        toolstack = EmbeddedToolstack(Database(settings.state_dir / "toolstack.db"), Certcheck())
+        try:
+            host = Host(
+                toolstack, manifest, loaded.bodies, Backups(settings.state_dir / "backups"), time, headroom=settings.headroom
+            )
+            yield Daemon(host, loaded, settings.state_dir / "attached.json", settings.control)
+        finally:
+            await toolstack.aclose()
+
+
+async def serve(settings: Settings) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    _raise_descriptor_limit()
+    async with opened(settings) as daemon, trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await nursery.start(daemon.run, name="daemon")
+            async for number in signals:
+                log.info("%s: stopping", signal.Signals(number).name)
+                break
+            with trio.move_on_after(STOP_SECONDS):
+                await daemon.stop()
+            nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Hold the state folder, which is made when it is missing. The lock goes with the process, however it ends."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{state_dir}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(f"{state_dir}: another daemon runs on this state folder") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,186 @@
+"""One connection of the framed protocol: deadlines, limits, and errors as the protocol's codes."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from varstore_companion import __version__
+from varstore_companion.errors import (
+    CompanionError,
+    ConfigurationError,
+    MalformedError,
+    OverLimitError,
+    ToolstackConflictError,
+    ToolstackRefusedError,
+    ToolstackUnavailableError,
+    ToolstackUnclearError,
+)
+from varstore_companion.wire.connection import BadRequest, Connection, Ended, Event, Request
+from varstore_companion.wire.errors import ErrorCode, PayloadError, RemoteProtocolError
+from varstore_companion.wire.limits import FRAME_SECONDS, HELLO_SECONDS
+from varstore_companion.wire.messages import AnswerMessage, Hello, HelloAnswer, PutStore, RequestMessage, Socket
+from varstore_companion.wire.states import Role, State
+
+log = logging.getLogger(__name__)
+
+CHUNK = 65_536
+"""Bytes of one read."""
+
+Handler = Callable[[RequestMessage], Awaitable[AnswerMessage]]
+
+_CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
+    (MalformedError, ErrorCode.NOT_A_STORE),
+    (OverLimitError, ErrorCode.STORE_OVER_LIMIT),
+    (ToolstackUnavailableError, ErrorCode.TOOLSTACK_UNAVAILABLE),
+    (ToolstackUnclearError, ErrorCode.UNCLEAR),
+    (ToolstackConflictError, ErrorCode.CONFLICT),
+    (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
+)
+_XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
+
+
+class RequestRefusedError(CompanionError):
+    """A request that is answered with a code of the protocol's own. Raised by handlers."""
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def error_code(error: CompanionError) -> ErrorCode:
+    """The protocol's code for an error of ours."""
+    if isinstance(error, RequestRefusedError):
+        return error.code
+    if isinstance(error, ToolstackRefusedError):
+        return _XAPI_CODES.get(error.code, ErrorCode.TOOLSTACK_REFUSED)
+    if isinstance(error, PayloadError):
+        return error.code
+    return next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL)
+
+
+class Session:
+    """One connection from its first byte to its last. `who` begins its log lines; `handle` answers requests.
+
+    `handle` raises `CompanionError` for a request that fails; the connection goes on. A bug in it ends this connection
+    with INTERNAL and no other.
+    """
+
+    def __init__(self, stream: trio.SocketStream, socket: Socket, who: str, greet: Handler, handle: Handler) -> None:
+        self._stream = stream
+        self._connection = Connection(Role.SERVER, socket=socket)
+        self._who = who
+        self._greet = greet
+        self._handle = handle
+        self._idle: trio.CancelScope | None = None
+        self._stopping = False
+        self._events = 0
+
+    def stop(self) -> None:
+        """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
+        self._stopping = True
+        if self._idle is not None:
+            self._idle.cancel()
+
+    async def run(self) -> None:
+        """Serve the connection until either side ends it. Closes the stream."""
+        async with self._stream:
+            try:
+                await self._run()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                log.debug("%s the peer went away", self._who)
+
+    async def _run(self) -> None:
+        begun = trio.current_time()
+        frame_begun: float | None = None
+        while self._connection.state is not State.CLOSED:
+            events = self._events
+            if not await self._carry_out_events():
+                return
+            if not self._connection.partial:
+                frame_begun = None
+            elif frame_begun is None or self._events != events:
+                frame_begun = trio.current_time()
+            deadline = float("inf") if frame_begun is None else frame_begun + FRAME_SECONDS
+            if self._connection.state is State.NEW:
+                deadline = begun + HELLO_SECONDS
+            if not await self._receive(deadline):
+                return
+
+    async def _receive(self, deadline: float) -> bool:
+        """Take in what the peer sends next; False when the connection is over."""
+        if self._stopping:
+            await self._end(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+            return False
+        data: bytes | bytearray | None = None
+        self._idle = trio.CancelScope(deadline=deadline)
+        with self._idle:
+            data = await self._stream.receive_some(CHUNK)
+        self._idle = None
+        if data is None and self._was_stopped():
+            await self._end(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+        elif data is None:
+            log.warning("%s closed: the peer was too slow", self._who)
+            await self._end(ErrorCode.TIMED_OUT, "too slow")
+        elif data:
+            self._connection.receive_data(bytes(data))
+        else:
+            self._connection.receive_eof()
+        return data is not None
+
+    def _was_stopped(self) -> bool:
+        return self._stopping
+
+    async def _carry_out_events(self) -> bool:
+        """Answer everything that has been received; False when the connection is over."""
+        try:
+            for event in self._connection.events():
+                if isinstance(event, Ended):
+                    return False
+                self._events += 1
+                await self._send(await self._answer(event))
+        except RemoteProtocolError as error:
+            log.warning("%s closed: %s", self._who, error)
+            await self._send(error.reply)
+            return False
+        return True
+
+    async def _answer(self, event: Event) -> bytes:
+        connection = self._connection
+        if isinstance(event, BadRequest):
+            log.info("%s a request that cannot be carried out: %s %s", self._who, event.code.name, event.text)
+            return connection.answer_error(event.request_id, event.code, event.text)
+        if not isinstance(event, Request) or not isinstance(event.message, RequestMessage):
+            raise TypeError(f"a server's connection gave {type(event).__name__}")
+        try:
+            handle = self._greet if isinstance(event.message, Hello) else self._handle
+            return connection.answer(event.request_id, await handle(event.message))
+        except CompanionError as error:
+            code = error_code(error)
+            log.warning("%s %s failed: %s: %s", self._who, type(event.message).__name__, code.name, error)
+            return connection.answer_error(event.request_id, code, str(error))
+        except Exception:
+            log.exception("%s %s met a bug", self._who, type(event.message).__name__)
+            # A write may have been carried out before the bug was met; INTERNAL would say that it was not.
+            code = ErrorCode.UNCLEAR if isinstance(event.message, PutStore) else ErrorCode.INTERNAL
+            return connection.answer_error(event.request_id, code, "an error inside the daemon: see its log")
+
+    async def _end(self, code: ErrorCode, text: str) -> None:
+        if self._connection.state is not State.CLOSED:
+            await self._send(self._connection.fail(code, text))
+
+    async def _send(self, data: bytes) -> None:
+        with trio.move_on_after(FRAME_SECONDS) as scope:
+            await self._stream.send_all(data)
+        if scope.cancelled_caught:
+            log.warning("%s closed: the peer does not take its answers", self._who)
+            raise trio.BrokenResourceError("the peer does not take its answers")
+
+
+async def welcome(_hello: RequestMessage) -> HelloAnswer:
+    """The answer to a HELLO that is in order."""
+    return HelloAnswer.of(f"varstore-companion {__version__}")

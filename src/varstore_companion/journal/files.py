@@ -1,0 +1,46 @@
+"""Files that a crash leaves either old or new: a new file, synced, renamed over the old one, the folder synced."""
+
+import os
+from pathlib import Path
+
+NEW = ".new"
+"""What the name of a file that is being written ends in. One that a crash left behind is written over the next time."""
+
+
+def write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write `path` so that it holds all of `data`, durably, when this returns, and the old content until then.
+
+    Raises `OSError`; the old content is untouched then.
+    """
+    new = path.with_name(path.name + NEW)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        new.rename(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path, mode: int = 0o700) -> None:
+    """Make a folder, durably, unless it is there. Its parent must be."""
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        return
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make what was renamed, made or removed in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
