@@ -7,11 +7,9 @@ from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
+from varstore_companion.paths import VARSTORED_AUTH
 from varstore_companion.trust import certificates
 from varstore_companion.trust.manifest import Manifest
-
-VARSTORED_AUTH = Path("/var/lib/varstored")
-"""Where a host keeps varstored's `.auth` files; often a link to /usr/share/varstored."""
 
 FILE_LIMIT = 262_144
 """Bytes of one certificate file: ten times the largest that is known (Microsoft's dbx update)."""

@@ -7,10 +7,8 @@ from pathlib import Path
 from varstore_companion import strict_toml
 from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
-from varstore_companion.sources import VARSTORED_AUTH
+from varstore_companion.paths import CONTROL, STATE_DIR, VARSTORED_AUTH
 
-CONTROL = Path("/run/varstore-companion/control.sock")
-STATE_DIR = Path("/var/lib/varstore-companion")
 FILE_LIMIT = 65_536
 
 

@@ -12,6 +12,8 @@ from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import Outline, admit
 from varstore_companion.errors import (
     CompanionError,
+    MalformedError,
+    OverLimitError,
     ToolstackConflictError,
     ToolstackError,
     ToolstackUnavailableError,
@@ -111,6 +113,7 @@ class Vm:
 
         Raises `ToolstackError` only when the store itself cannot be had: an update that fails never does (invariant 5).
         """
+        self._host.stats.boots += 1
         deadline = trio.current_time() + BOOT_SECONDS
         with trio.move_on_at(deadline):
             async with self._lock:
@@ -129,6 +132,9 @@ class Vm:
         except UnknownVersionError as error:
             log.warning("vm=%s passes a store through unread: %s", self.uuid, error)
             new = None
+        except (MalformedError, OverLimitError):
+            self._host.stats.refused += 1
+            raise
         deadline = trio.current_time() + WRITE_SECONDS
         with trio.move_on_at(deadline):
             async with self._lock:

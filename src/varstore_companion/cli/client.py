@@ -1,0 +1,95 @@
+"""A client of the framed protocol on blocking sockets: what the commands and the demo talk to the daemon with."""
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from varstore_companion import __version__
+from varstore_companion.errors import CompanionError
+from varstore_companion.wire.connection import Answer, Connection, Failure
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.messages import AnswerMessage, ClientKind, Hello, RequestMessage, Socket
+from varstore_companion.wire.states import Role
+
+SECONDS = 60.0
+"""For one answer: a write may take 30, and wait for another one of the same VM."""
+CHUNK = 65_536
+
+
+class ConnectError(CompanionError):
+    """There is no daemon, or it does not speak to us."""
+
+
+class RequestFailedError(CompanionError):
+    """The daemon answered with an error. `code` is one of the protocol's, or a number from a later version."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+    @property
+    def name(self) -> str:
+        """The code's name."""
+        return ErrorCode(self.code).name if self.code in set(ErrorCode) else f"error {self.code}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+class Client:
+    """One connection, greeted. Raises `ConnectError`; `call` also `RequestFailedError`."""
+
+    def __init__(self, path: Path, kind: ClientKind, *, vm: UUID | None = None, seconds: float = SECONDS) -> None:
+        self._path = path
+        self._connection = Connection(Role.CLIENT, socket=Socket.CONTROL if vm is None else Socket.VM)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.connect(str(path))
+            self.call(Hello.of(kind, vm=vm, name=f"varstore-companion {__version__}"))
+        except OSError as error:
+            self._socket.close()
+            raise ConnectError(f"{path}: no daemon answers there: {error.strerror or error}") from None
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._socket.close()
+
+    def call(self, request: RequestMessage) -> AnswerMessage:
+        """Make one request and wait for its answer."""
+        request_id, frame = self._connection.request(request)
+        with suppress(BrokenPipeError):  # the daemon may have said why before it closed
+            self._socket.sendall(frame)
+        while True:
+            for event in self._connection.events():
+                if isinstance(event, Answer) and event.request_id == request_id:
+                    if isinstance(event.message, AnswerMessage):
+                        return event.message
+                elif isinstance(event, Failure):
+                    raise RequestFailedError(event.error.code, event.error.text)
+                else:
+                    raise ConnectError(f"{self._path}: the daemon closed the connection")
+            try:
+                data = self._socket.recv(CHUNK)
+            except TimeoutError:
+                raise ConnectError(f"{self._path}: no answer within {self._socket.gettimeout():g} s") from None
+            except ConnectionResetError:
+                data = b""
+            if data:
+                self._connection.receive_data(data)
+            else:
+                self._connection.receive_eof()
+
+
+def control(path: Path) -> Client:
+    """A connection to the control socket."""
+    return Client(path, ClientKind.OPERATOR)

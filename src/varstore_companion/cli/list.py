@@ -1,0 +1,40 @@
+"""`list`: the attached sockets."""
+
+import json
+from typing import Any
+
+from varstore_companion.cli import output
+from varstore_companion.cli.arguments import add_control, add_json, parser
+from varstore_companion.cli.client import control
+from varstore_companion.cli.exit_code import ExitCode
+from varstore_companion.wire import messages
+
+EXAMPLES = """\
+  varstore-companion list
+  varstore-companion list --json | jq '.attachments[] | select(.field == "update_available")'"""
+
+
+def main(arguments: list[str]) -> ExitCode:
+    """Run the command."""
+    parse = parser("list", "List the attached sockets with what the daemon last saw of their VMs.", EXAMPLES)
+    add_control(parse)
+    add_json(parse)
+    options = parse.parse_args(arguments)
+    entries: list[dict[str, Any]] = []
+    after: bytes | None = None
+    with control(options.control) as client:
+        while True:
+            answer = client.call(messages.List(after))
+            if not isinstance(answer, messages.ListAnswer):
+                break
+            entries += json.loads(answer.json)["attachments"]
+            after = answer.next
+            if after is None:
+                break
+    if options.json:
+        output.print_json({"attachments": entries})
+    else:
+        headings = ["vm", "socket", "report", "field", "last verdict", "connections"]
+        keys = ["vm", "path", "report", "field", "last_verdict", "connections"]
+        output.table([["-" if entry[key] is None else str(entry[key]) for key in keys] for entry in entries], headings)
+    return ExitCode.FINE

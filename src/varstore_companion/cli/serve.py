@@ -1,0 +1,41 @@
+"""`serve`: the daemon."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from varstore_companion import paths
+from varstore_companion.cli.arguments import headroom, parser
+from varstore_companion.cli.exit_code import ExitCode
+from varstore_companion.daemon import config
+from varstore_companion.daemon import main as daemon
+from varstore_companion.daemon.config import Settings
+
+EXAMPLES = """\
+  varstore-companion serve
+  varstore-companion serve --config /etc/varstore-companion/config.toml
+  varstore-companion serve --control /tmp/vc/control.sock --state-dir /tmp/vc/state
+
+It runs until SIGTERM or SIGINT. Log lines go to standard error."""
+
+
+def main(arguments: list[str]) -> ExitCode:
+    """Run the command."""
+    parse = parser("serve", "Run the daemon between varstored and the toolstack.", EXAMPLES)
+    parse.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML; options go before it")
+    parse.add_argument("--control", type=Path, metavar="SOCKET", help=f"the control socket ({paths.CONTROL})")
+    parse.add_argument("--state-dir", type=Path, metavar="DIR", help=f"what is kept over a restart ({paths.STATE_DIR})")
+    parse.add_argument("--toolstack", choices=["embedded"], help="what keeps the VMs' NVRAM (embedded)")
+    parse.add_argument("--manifest", type=Path, metavar="FILE", help="rules to use instead of the shipped ones")
+    parse.add_argument("--certificates", type=Path, metavar="DIR", help="a folder with more certificates (DER or PEM)")
+    parse.add_argument("--auth-dir", type=Path, metavar="DIR", help="varstored's .auth files")
+    headroom(parse)
+    options = parse.parse_args(arguments)
+    settings = Settings() if options.config is None else config.load(options.config)
+    given = {name: value for name, value in vars(options).items() if name != "config" and value is not None}
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    trio.run(daemon.serve, replace(settings, **given))
+    return ExitCode.FINE

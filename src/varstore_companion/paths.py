@@ -1,0 +1,10 @@
+"""Where things are on a host unless somebody says otherwise."""
+
+from pathlib import Path
+
+CONTROL = Path("/run/varstore-companion/control.sock")
+"""The daemon's control socket."""
+STATE_DIR = Path("/var/lib/varstore-companion")
+"""What the daemon keeps over a restart."""
+VARSTORED_AUTH = Path("/var/lib/varstored")
+"""varstored's `.auth` files; often a link to /usr/share/varstored."""
