@@ -53,6 +53,12 @@ def load_bodies(
     return Loaded(bodies, origins, tuple(problems))
 
 
+def virt_firmware_certificates() -> Iterator[bytes]:
+    """Every certificate of Microsoft's in the virt-firmware package, as DER; none without the package."""
+    for path in _files(_virt_firmware()):
+        yield from certificates.from_file(read_file(path, FILE_LIMIT))
+
+
 def _virt_firmware() -> Path | None:
     """The folder with Microsoft's certificates in the package, found without importing any of its code."""
     spec = importlib.util.find_spec("virt")
