@@ -29,6 +29,12 @@ TOTAL_LIMIT = 131_072
 OVERHEAD = 128
 FILE_LIMIT = 131_072
 """Bytes of a saved store."""
+VOLATILE_TOTAL = 820
+"""Bytes of `TOTAL_LIMIT` that varstored's own volatile variables take while a VM runs (handler.c): SetupMode, AuditMode,
+DeployedMode and SecureBoot of one byte each, SignatureSupport of 64. They are not in the store."""
+
+_SHOWN = 128
+"""Bytes of a name that messages show: a guest chooses its names."""
 
 _u64_at = layouts.LENGTH.unpack_from
 
@@ -109,10 +115,10 @@ class Outline:
     def duplicated(self) -> tuple[str, ...]:
         """The names, once each, of variables that stand in the store more than once."""
         counts = Counter(map(self.key, self.places))
-        return tuple(readable(name) for (name, _), count in counts.items() if count > 1)
+        return tuple(readable(name[:_SHOWN]) for (name, _), count in counts.items() if count > 1)
 
     def _text(self, name: int, name_end: int) -> str:
-        return readable(self.blob[name : min(name_end, name + 128)])
+        return readable(self.blob[name : min(name_end, name + _SHOWN)])
 
 
 def outline(blob: bytes) -> Outline:
