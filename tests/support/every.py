@@ -13,6 +13,9 @@ from support.storemaker import SCENES, scene
 EVERY = (*SCENES, *(f"fixture {name}" for name in fixtures.STORES))
 """The names of all stores of which the report is known."""
 
+LOADING = tuple(name for name in EVERY if name.removeprefix("fixture ") not in ("oversized_dbx", "version3"))
+"""Those that varstored loads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
