@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Effort:
     """How often each kind of thing is repeated.
 
-    `calls`: rounds of what takes microseconds; `exchanges`: of what takes a millisecond; `processes`: of starting one;
+    `calls`: rounds of what takes microseconds; `exchanges`: of a request and its answer; `processes`: of starting one;
     `daemons`: daemons that are started, each with `vms` sockets.
     """
 
@@ -28,7 +28,7 @@ class Effort:
     vms: int
 
 
-FULL = Effort(calls=400, exchanges=1000, processes=60, daemons=5, vms=500)
+FULL = Effort(calls=400, exchanges=300, processes=60, daemons=5, vms=500)
 SMOKE = Effort(calls=3, exchanges=3, processes=2, daemons=1, vms=10)
 """Only to see that each figure can be measured."""
 

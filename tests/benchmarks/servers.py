@@ -1,4 +1,4 @@
-"""The servers that are measured from outside: `python -m benchmarks.servers daemon|echo FOLDER PROCESSOR`.
+"""The servers that are measured from outside: `python -m benchmarks.servers daemon|echo FOLDER`.
 
 Each says "ready" on standard error once its socket, `SOCKET` in the folder, answers.
 """
@@ -67,8 +67,7 @@ def _ready() -> None:
     sys.stderr.write("ready\n")
 
 
-def main(which: str, folder: str, processor: str) -> None:
-    os.sched_setaffinity(0, {int(processor)})
+def main(which: str, folder: str) -> None:
     trio.run({"daemon": daemon, "echo": echo}[which], Path(folder))
 
 

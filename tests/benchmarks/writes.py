@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,12 +34,13 @@ async def _rounds(count: int, program: str) -> list[tuple[float, float]]:
         database = Database(Path(folder, FILE_NAME))
         database.create(vm, "benchmark", stores.store(), CertificatesState.UPDATE_AVAILABLE)
         toolstack = EmbeddedToolstack(database, Certcheck([program]))
-        changed = stores.store_with_boot_entry()
+        # SQLite leaves a page alone whose bytes stay the same: the guest changes a boot entry back and forth.
+        blobs = cycle((stores.store_with_boot_entry(), stores.store()))
 
         async def cpu(update: Update, times: int) -> float:
             begun = all_cpu_seconds()
             for _ in range(times):
-                await toolstack.write(vm, changed, update)
+                await toolstack.write(vm, next(blobs), update)
             return (all_cpu_seconds() - begun) / times
 
         await cpu(Update.UNSPECIFIED, 1), await cpu(Update.NO, 1)
