@@ -6,6 +6,7 @@ Every length is checked here, once; every write of every VM comes through here.
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from varstore_companion.efi import layouts
 from varstore_companion.efi.names import readable
@@ -56,8 +57,8 @@ class Limit(StrEnum):
     FILE = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class Excess:
+# A named tuple for certcheck's start: see `siglist_outline.Place`.
+class Excess(NamedTuple):
     """A limit that a store breaks: which, where, how much there is and how much is allowed."""
 
     limit: Limit
