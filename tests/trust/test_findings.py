@@ -175,3 +175,8 @@ def test_the_headroom_is_that_of_the_running_varstored() -> None:
     room = sb.TOTAL_LIMIT - 820 - used - 128 - 6
     (space,) = [each for each in found(make_store(filler)) if each.code is Code.SPACE]
     assert space.detail == f"{used:,} of 131,072 bytes are used, and {room:,} can be appended to dbx"
+
+
+def test_a_variable_that_stands_twice_is_told() -> None:
+    told = found(hostile("plain_twice").blob)
+    assert Finding(Code.DUPLICATE, "variable BootOrder stands in the store more than once") in told
