@@ -2,17 +2,28 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
+from varstore_companion.cli import output
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.paths import CONTROL, STATE_DIR
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 STORE_FILE = "a store: the NVRAM's EFI-variables text (base64) or the raw bytes; - for standard input"
 
 
 class Parser(ArgumentParser):
-    """A parser that says what is wrong in one line, as every other error is said."""
+    """A parser that says what is wrong in one line, as every other error is said, and prints its help as all output."""
+
+    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+        """Print the help; argparse itself would not notice that it could not."""
+        if file is None:
+            output.line(self.format_help().rstrip())
+        else:
+            file.write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""

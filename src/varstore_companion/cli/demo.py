@@ -74,6 +74,7 @@ class Story:
         self.steps.append(step)
         if not self._quiet:
             output.line(output.coloured(f"{len(self.steps)}. {title}", "bold"))
+            output.flush()
         try:
             yield step
         except CompanionError as error:
