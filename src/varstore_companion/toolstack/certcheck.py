@@ -29,7 +29,7 @@ OUTPUT_LIMIT = 64
 
 _ANSWERS = {b"update_required": CertificatesState.UPDATE_AVAILABLE, b"update_ok": CertificatesState.OK}
 
-_OWN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from varstore_companion.cli.certcheck import run; run()"
+_OWN = "import sys; sys.path[:] = sys.argv.pop(1).split(':'); from varstore_companion.cli.certcheck import run; run()"
 
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -46,7 +46,7 @@ def default_command() -> tuple[str, ...]:
     """The program beside this Python interpreter, else the one on PATH, else this package's own, run without a script."""
     beside = Path(sys.executable).with_name(PROGRAM)
     found = str(beside) if beside.exists() else shutil.which(PROGRAM)
-    return (sys.executable, "-P", "-c", _OWN, str(Path(__file__).parents[2])) if found is None else (found,)
+    return (sys.executable, "-c", _OWN, ":".join(filter(os.path.isabs, sys.path))) if found is None else (found,)
 
 
 class Certcheck:
