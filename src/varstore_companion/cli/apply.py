@@ -1,6 +1,7 @@
 """`apply FILE -o OUT`: the updated store, in the form in which the old one was read."""
 
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from varstore_companion.cli import output, store_file
 from varstore_companion.cli import plan as plan_command
 from varstore_companion.cli.arguments import STORE_FILE, add_json, parser
 from varstore_companion.cli.exit_code import ExitCode
-from varstore_companion.cli.named import named
-from varstore_companion.cli.rules import add_sources, load_rules
+from varstore_companion.cli.named import InputError, named, shown
+from varstore_companion.cli.rules import add_sources, load_rules, report_problems
 from varstore_companion.journal import files
 from varstore_companion.trust.check import State
 from varstore_companion.trust.describe import describe_plan
@@ -19,8 +20,9 @@ EXAMPLES = """\
   varstore-companion apply /run/nvram.b64 -o /run/nvram.new
   varstore-companion apply - -o - < old.bin > new.bin
 
-OUT is written whole or not at all; a store without anything to do is written as it is. The exit code is 0 when OUT was
-written, 1 when the update was refused, and 2 for a store that varstored cannot read."""
+OUT is written whole or not at all, and may be FILE; a store without anything to do is written as it is. A symbolic link to
+a file is refused rather than followed or replaced. The exit code is 0 when OUT was written, 1 when the update was refused,
+and 2 for a store that varstored cannot read."""
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> ExitCode:
     planned = plan(source.blob, manifest, loaded.bodies, headroom=options.headroom)
     if planned.refused is None:
         _write(options.output, source.encode(planned.store))
+    else:
+        report_problems("apply", loaded)
     described = describe_plan(planned)
     if options.json:
         output.print_json(described)
@@ -53,15 +57,25 @@ def main(arguments: list[str]) -> ExitCode:
 
 def _write(name: str, data: bytes) -> None:
     if name == "-":
-        sys.stdout.buffer.write(data)
+        output.raw(data)
         return
-    path = Path(name)
+    try:
+        _write_file(Path(name), data)
+    except OSError as error:
+        raise InputError(f"{shown(name)}: cannot be written: {error.strerror}") from None
+
+
+def _write_file(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file():
         # A device or a pipe takes no rename over it.
         with path.open("wb") as file:
             file.write(data)
         return
-    files.write(path, data, mode=path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+    if path.is_symlink():
+        # Somebody else may have put it there, and what it leads to is not what was named.
+        raise InputError(f"{path}: is a symbolic link to {path.readlink()}: name the file itself")
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+    files.write(path, data, mode, new=path.with_name(f".varstore-companion-{secrets.token_hex(8)}{files.NEW}"))
 
 
 def _umask() -> int:

@@ -1,18 +1,23 @@
 """`vm create|show|mark|unmark`: the VMs of the embedded toolstack, with or without a running daemon."""
 
-from argparse import Namespace
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from varstore_companion.cli import output, store_file
-from varstore_companion.cli.arguments import STORE_FILE, add_json, add_rules, add_state_dir, parser, uuid
+from varstore_companion.cli.arguments import STORE_FILE, Parser, add_json, add_rules, add_state_dir, parser, uuid
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.cli.named import InputError, named
-from varstore_companion.efi.outline import admit
-from varstore_companion.errors import ToolstackRefusedError
+from varstore_companion.efi.outline import FILE_LIMIT, admit
+from varstore_companion.errors import OverLimitError, ToolstackRefusedError, UnknownVersionError
 from varstore_companion.files import load_manifest
 from varstore_companion.toolstack.database import FILE_NAME, Database
 from varstore_companion.trust.check import State, check
 from varstore_companion.trust.state import CertificatesState
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
 
 EXAMPLES = """\
   varstore-companion vm create --name web-1 --store nvram.b64
@@ -27,14 +32,14 @@ def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
     parse = parser("vm", "Create, show, mark and unmark VMs of the embedded toolstack.", EXAMPLES)
     commands = parse.add_subparsers(dest="command", required=True, metavar="create|show|mark|unmark")
-    create = commands.add_parser("create", help="add a VM; its field is computed from its store")
+    create = _command(commands, "create", "add a VM; its field is computed from its store")
     create.add_argument("--uuid", type=uuid, metavar="UUID", help="its uuid (a new one)")
     create.add_argument("--name", default="", metavar="TEXT", help="its name")
     create.add_argument("--store", metavar="FILE", help=f"{STORE_FILE}; without it the VM's first boot is still to come")
     add_rules(create)
-    show = commands.add_parser("show", help="show a VM")
-    mark = commands.add_parser("mark", help="update the VM at its next cold boot")
-    unmark = commands.add_parser("unmark", help="take the mark back")
+    show = _command(commands, "show", "show a VM")
+    mark = _command(commands, "mark", "update the VM at its next cold boot")
+    unmark = _command(commands, "unmark", "take the mark back")
     for each in (show, mark, unmark):
         each.add_argument("uuid", type=uuid, metavar="UUID")
     for each in (create, show, mark, unmark):
@@ -44,14 +49,22 @@ def main(arguments: list[str]) -> ExitCode:
     path = options.state_dir / FILE_NAME
     if options.command != "create" and not path.exists():
         raise InputError(f"{path}: there is no embedded toolstack")
+    vm: UUID = options.uuid or uuid4()
+    store, state = _read_store(options) if options.command == "create" else (None, CertificatesState.OK)
+    refused = None
     with Database(path) as database:
         try:
-            vm = _run(database, options)
+            match options.command:
+                case "create":
+                    database.create(vm, options.name, store, state)
+                case "mark":
+                    database.mark(vm)
+                case "unmark":
+                    database.unmark(vm)
         except ToolstackRefusedError as error:
             if error.code != "OPERATION_NOT_ALLOWED":
                 raise
-            output.line(str(error))
-            return ExitCode.NO
+            refused = str(error)
         details = database.show(vm)
     document = {
         "uuid": str(vm),
@@ -59,34 +72,43 @@ def main(arguments: list[str]) -> ExitCode:
         "secureboot_certificates_state": details.record.state,
         "generation": details.record.generation,
         "store_bytes": None if details.record.store is None else len(details.record.store),
+        "refused": refused,
     }
     if options.json:
         output.print_json(document)
+    elif refused is not None:
+        sys.stderr.write(f"varstore-companion vm: {refused}\n")
     else:
+        del document["refused"]
         output.table(
             [[key.replace("_", " "), "-" if value is None else str(value)] for key, value in document.items()], ["", ""]
         )
-    return ExitCode.FINE
+    return ExitCode.FINE if refused is None else ExitCode.NO
 
 
-def _run(database: Database, options: Namespace) -> UUID:
-    vm: UUID = options.uuid or uuid4()
-    match options.command:
-        case "create":
-            _create(database, vm, options)
-        case "mark":
-            database.mark(vm)
-        case "unmark":
-            database.unmark(vm)
-    return vm
+def _command(commands: "_SubParsersAction[Parser]", name: str, text: str) -> Parser:
+    return commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"examples:\n{EXAMPLES}",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
-def _create(database: Database, vm: UUID, options: Namespace) -> None:
-    store, state = None, CertificatesState.OK
-    if options.store is not None:
-        with named(options.store):
-            store = store_file.read(options.store).blob
+def _read_store(options: Namespace) -> tuple[bytes | None, CertificatesState]:
+    """The store that a new VM is to have, and its field."""
+    if options.store is None:
+        return None, CertificatesState.OK
+    with named(options.store):
+        store = store_file.read(options.store).blob
+        try:
             admit(store)
-        if check(store, load_manifest(options.manifest)).state is State.UPDATE_AVAILABLE:
-            state = CertificatesState.UPDATE_AVAILABLE
-    database.create(vm, options.name, store, state)
+        except UnknownVersionError as error:
+            # As the daemon takes a write of it: what a later varstored wrote is kept, unread.
+            if len(store) > FILE_LIMIT:
+                raise OverLimitError(f"store: {len(store):,} bytes, at most {FILE_LIMIT:,}") from None
+            sys.stderr.write(f"varstore-companion vm: {options.store}: kept unread: {error}\n")
+    is_lacking = check(store, load_manifest(options.manifest)).state is State.UPDATE_AVAILABLE
+    return store, CertificatesState.UPDATE_AVAILABLE if is_lacking else CertificatesState.OK

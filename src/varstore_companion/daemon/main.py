@@ -266,8 +266,23 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`, `OSError`."""
     _raise_descriptor_limit()
+    why: list[Exception] = []
+    try:
+        await _serve(settings)
+    except* (ConfigurationError, OSError) as group:
+        # The nurseries wrap what they let out, and a caller has use for the reason alone.
+        why = _leaves(group)
+    for error in why:
+        raise error
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    return [leaf for each in group.exceptions for leaf in (_leaves(each) if isinstance(each, ExceptionGroup) else [each])]
+
+
+async def _serve(settings: Settings) -> None:
     async with opened(settings) as daemon, trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(daemon.run, name="daemon")
