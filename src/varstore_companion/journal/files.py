@@ -10,7 +10,7 @@ NEW = ".new"
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write `path` so that it holds all of `data`, durably, when this returns, and the old content until then.
 
-    Raises `OSError`; the old content is untouched then.
+    Raises `OSError`; the old content is there then, unless the last step failed, to make the exchange of the two durable.
     """
     new = path.with_name(path.name + NEW)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
