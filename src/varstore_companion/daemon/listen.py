@@ -94,9 +94,10 @@ def _give(folder: int, name: str, mode: int, gid: int | None) -> os.stat_result:
         status = os.fstat(itself)
         if not stat.S_ISSOCK(status.st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+        path = Path(f"/proc/self/fd/{itself}")
         if gid is not None:
-            os.chown(f"/proc/self/fd/{itself}", -1, gid)
-        os.chmod(f"/proc/self/fd/{itself}", mode)
+            os.chown(path, -1, gid)
+        path.chmod(mode)
     finally:
         os.close(itself)
     return status
