@@ -24,7 +24,7 @@ def test_it_ends_when_told(number: signal.Signals, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--control", "{0}/missing/c.sock"], "{0}/missing: No such file or directory"),
+        (["--control", "{0}/file/c.sock"], "{0}/file: File exists"),
         (["--control", "{0}"], "{0}: exists and is not a socket"),
         (["--control", "relative.sock"], "relative.sock: expected an absolute path of at most 107 bytes"),
         (["--control", "{0}/{1}"], "expected an absolute path of at most 107 bytes"),
