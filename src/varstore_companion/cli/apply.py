@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> ExitCode:
         output.print_json(described)
     elif options.output != "-":
         plan_command.show(options.file, described)
+        if planned.refused is None:
+            output.line(f"  written to {options.output}")
     elif planned.refused is not None:
         sys.stderr.write(f"varstore-companion apply: {options.file}: refused: {planned.refused}\n")
     if planned.before.state in (State.DAMAGED, State.UNKNOWN):

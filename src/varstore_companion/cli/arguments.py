@@ -61,6 +61,12 @@ def add_rules(to: ArgumentParser) -> None:
     to.add_argument("--manifest", type=Path, metavar="FILE", help="rules to use instead of the shipped ones")
 
 
+def socket_path(text: str) -> Path:
+    """An argument that is a socket to make or to remove, in the one form in which the daemon remembers it."""
+    path = Path(text)
+    return path.parent.resolve() / path.name
+
+
 def uuid(text: str) -> UUID:
     """An argument that is a VM's uuid, in the form in which everybody prints it: UUID itself takes nearly any digits."""
     try:
