@@ -181,15 +181,21 @@ async def test_one_that_cannot_come_back_keeps_no_other_away(tmp_path: Path, cap
     assert sum("does not come back" in line and f"vm={vm}" in line for line in caplog.messages) == 4
 
 
-async def test_a_list_that_cannot_be_read_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "attached.json").write_text('{"format": 1, "attachments": [')
+@pytest.mark.parametrize("what", ["cut", "folder"])
+async def test_a_list_that_cannot_be_read_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    saved = tmp_path / "attached.json"
+    if what == "cut":
+        saved.write_text('{"format": 1, "attachments": [')
+    else:
+        saved.mkdir()
+    inode = saved.stat().st_ino
     place = Place(tmp_path)
     async with trio.open_nursery() as nursery:
         await nursery.start(place.daemon.run)
-        assert (tmp_path / "attached.json.unreadable").read_text() == '{"format": 1, "attachments": ['
+        assert (tmp_path / "attached.json.unreadable").stat().st_ino == inode
         await serves(await place.machine(None))
         nursery.cancel_scope.cancel()
-    assert len(json.loads((tmp_path / "attached.json").read_text())["attachments"]) == 1
+    assert len(json.loads(saved.read_text())["attachments"]) == 1
     assert any("attached.json.unreadable" in line for line in caplog.messages)
 
 
