@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def restarted(place: Place) -> Place:
+def restarted(place: Place) -> Place:
     """A second daemon on the folder of one that has ended."""
     again = Place(place.folder)
     again.toolstack = place.toolstack
@@ -152,7 +152,7 @@ async def test_what_was_attached_comes_back(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
     # The sockets are there still, so that a varstored sees a daemon that is away, not a socket that is missing.
     assert machine.path.is_socket()
-    second = await restarted(first)
+    second = restarted(first)
     async with trio.open_nursery() as nursery:
         await nursery.start(second.daemon.run)
         assert (await resuming.boot()).outcome is Outcome.NOT_ASKED  # invariant 10
