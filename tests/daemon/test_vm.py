@@ -22,7 +22,7 @@ from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import GetStore, GetStoreAnswer, Outcome, Presence, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
-UPDATED, FAILED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED", "VM_SECURE_BOOT_CERTIFICATES_UPDATE_FAILED"
+UPDATED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED"
 
 UNAVAILABLE = ToolstackUnavailableError("xapi restarts")
 REFUSED = ToolstackRefusedError("VM_BAD_POWER_STATE", "not now")

@@ -22,7 +22,7 @@ from varstore_companion.wire.messages import (
     SbFailureAnswer,
 )
 
-OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
+ON_BOOT = CertificatesState.UPDATE_ON_BOOT
 
 UNAVAILABLE = ToolstackUnavailableError("xapi restarts")
 

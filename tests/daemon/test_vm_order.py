@@ -21,7 +21,7 @@ from varstore_companion.wire.messages import (
     Verdict,
 )
 
-OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
+OK, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_ON_BOOT
 
 
 async def test_pipelined_writes_are_carried_out_and_answered_in_order(place: Place) -> None:

@@ -116,7 +116,7 @@ class Peer:
 
     async def rest(self) -> list[RawFrame]:
         """Every frame until the daemon closes the connection."""
-        data = bytearray()
+        data = bytearray(self._connection._buffer)
         async for chunk in self.raw:
             data += chunk
         frames = []

@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from time import time
 from uuid import UUID
@@ -189,9 +189,11 @@ class Daemon:
     async def _bring_back(self) -> None:
         try:
             saved = await trio.to_thread.run_sync(attachments.load, self._saved)
-        except ConfigurationError as error:
-            aside = self._saved.rename(self._saved.with_name(f"{self._saved.name}.unreadable"))
-            log.warning("no socket comes back, the list is put aside as %s: %s", aside, error)
+        except (ConfigurationError, OSError) as error:
+            aside = self._saved.with_name(f"{self._saved.name}.unreadable")
+            with suppress(OSError):
+                self._saved.rename(aside)
+            log.error("no socket comes back, the list is put aside as %s: %s", aside, error)  # noqa: TRY400  the reason is enough
             return
         for attachment in saved:
             try:

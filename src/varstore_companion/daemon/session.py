@@ -109,7 +109,7 @@ class Session:
     async def _run(self) -> None:
         begun = trio.current_time()
         frame_begun: float | None = None
-        while self._connection.state is not State.CLOSED:
+        while True:
             events = self._events
             if not await self._carry_out_events():
                 return
@@ -158,8 +158,7 @@ class Session:
         except RemoteProtocolError as error:
             log.warning("%s closed: %s", self._who, error)
             await self._send(error.reply)
-            return False
-        return True
+        return self._connection.state is not State.CLOSED
 
     async def _answer(self, event: Event) -> bytes:
         connection = self._connection

@@ -1,0 +1,97 @@
+"""The list of attached sockets on disk."""
+
+import json
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from varstore_companion.daemon import attachments
+from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.errors import ConfigurationError
+
+VM = uuid4()
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "attached.json"
+    assert attachments.load(path) == ()
+    kept = (
+        Attachment(VM, Path("/run/a.sock"), None, 0o660, resume=False),
+        Attachment(VM, Path("/run/b.sock"), 0, 0, resume=True),
+        Attachment(uuid4(), Path("/run/\udcff\udcfe\n.sock"), 0xFFFF_FFFE, 0o777, resume=False),
+    )
+    attachments.save(path, kept)
+    assert attachments.load(path) == kept
+    attachments.save(path, ())
+    assert attachments.load(path) == ()
+
+
+def entry(**changed: object) -> str:
+    return json.dumps(
+        {"format": 1, "attachments": [Attachment(VM, Path("/a"), None, 0o660, resume=False).describe() | changed]}
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        "{}",
+        '{"format": 2, "attachments": []}',
+        '{"format": 1}',
+        '{"format": 1, "attachments": 3}',
+        '{"format": 1, "attachments": [7]}',
+        '{"format": 1, "attachments": [{}]}',
+        "[" * 200_000,
+        entry(vm="not a uuid"),
+        entry(vm=None),
+        entry(vm=7),
+        entry(path=7),
+        entry(path=None),
+        entry(path="/a\0b"),
+        entry(gid="7"),
+        entry(gid=-1),
+        entry(gid=1 << 32),
+        entry(gid=0xFFFF_FFFF),
+        entry(mode="9"),
+        entry(mode=432),
+        entry(mode="-1"),
+        entry(mode="10000"),
+        entry(mode="4755"),
+    ],
+)
+def test_what_is_no_such_list_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "attached.json"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"attached\.json"):
+        attachments.load(path)
+
+
+def test_what_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "attached.json"
+    path.write_bytes(b'{"format": 1, "attachments": [], "x": "\xff"}')
+    with pytest.raises(ConfigurationError, match=r"attached\.json"):
+        attachments.load(path)
+
+
+def test_what_cannot_be_saved_leaves_the_list_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "attached.json"
+    before = (Attachment(VM, Path("/run/a.sock"), None, 0o660, resume=False),)
+    attachments.save(path, before)
+
+    def fail(_descriptor: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        attachments.save(path, ())
+    monkeypatch.undo()
+    assert attachments.load(path) == before
+    assert [each.name for each in tmp_path.iterdir()] == ["attached.json"]

@@ -1,0 +1,341 @@
+"""One connection with a peer that is slow, silent, greedy, confused or gone."""
+
+import random
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from support.daemon import Machine, Place, written
+from support.peer import Peer, Refused, connect
+from support.storemaker import make_store, scene
+from varstore_companion.daemon.acceptor import Acceptor
+from varstore_companion.daemon.main import VM_CONNECTIONS
+from varstore_companion.daemon.session import CHUNK
+from varstore_companion.toolstack.interface import VmRecord
+from varstore_companion.trust.state import CertificatesState
+from varstore_companion.wire import codec, messages
+from varstore_companion.wire.connection import Connection
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.frames import build_frame
+from varstore_companion.wire.limits import FRAME_SECONDS, HEADER_BYTES, HELLO_SECONDS, MAX_PAYLOAD, MAX_PING
+from varstore_companion.wire.messages import (
+    ClientKind,
+    GetStore,
+    Hello,
+    Ping,
+    PingAnswer,
+    PutStore,
+    PutStoreAnswer,
+    Reason,
+    Verdict,
+)
+
+ON_BOOT = CertificatesState.UPDATE_ON_BOOT
+
+
+def frame(message: messages.RequestMessage, request_id: int = 77) -> bytes:
+    return build_frame(message.TYPE, request_id, codec.encode(message))
+
+
+def acceptor(place: Place, machine: Machine) -> Acceptor:
+    return place.daemon._sockets[machine.path][1]
+
+
+async def ended(peer: Peer, code: ErrorCode) -> None:
+    """The daemon ends the connection with this error, of no request."""
+    (last,) = await peer.rest()
+    assert (last.request_id, last.error.code) == (0, code)
+
+
+async def serves(machine: Machine) -> None:
+    """The VM is served as if nothing had been."""
+    async with machine.peer() as peer:
+        assert (await peer.call(Ping(b"still there"), PingAnswer)).data == b"still there"
+
+
+# Slow
+
+
+@pytest.mark.parametrize("said", [0, 1, 15, 16, 40])
+async def test_a_peer_that_does_not_finish_its_hello_is_let_go(place: Place, mock_clock: MockClock, said: int) -> None:
+    machine = await place.machine(None)
+    hello = frame(Hello.of(ClientKind.VARSTORED, vm=machine.vm, name="slow"))
+    async with await connect(machine.path, machine.vm) as peer:
+        await wait_all_tasks_blocked()
+        mock_clock.jump(HELLO_SECONDS - 1)
+        await peer.raw.send_all(hello[:said])
+        await wait_all_tasks_blocked()
+        assert acceptor(place, machine).connections == 1
+        mock_clock.jump(1)
+        await ended(peer, ErrorCode.TIMED_OUT)
+    await serves(machine)
+
+
+async def test_a_byte_now_and_then_does_not_keep_a_frame_alive(place: Place, mock_clock: MockClock) -> None:
+    machine = await place.machine(None)
+    sent = frame(PutStore(bytes(1000)))
+    async with machine.peer() as peer:
+        # Idle is fine.
+        mock_clock.jump(100 * FRAME_SECONDS)
+        for second in range(FRAME_SECONDS):
+            assert acceptor(place, machine).connections == 1
+            await peer.raw.send_all(sent[second : second + 1])
+            await wait_all_tasks_blocked()
+            mock_clock.jump(1)
+        await ended(peer, ErrorCode.TIMED_OUT)
+    await serves(machine)
+
+
+async def test_each_frame_has_its_own_time(place: Place, mock_clock: MockClock) -> None:
+    machine = await place.machine(None)
+    ping = frame(Ping(b"1234"))
+    async with machine.peer() as peer:
+        await peer.raw.send_all(ping[:10])
+        for _ in range(5):
+            await wait_all_tasks_blocked()
+            mock_clock.jump(FRAME_SECONDS - 1)
+            # The end of one frame and the beginning of the next.
+            await peer.raw.send_all(ping[10:] + ping[:10])
+        await wait_all_tasks_blocked()
+        assert acceptor(place, machine).connections == 1
+        mock_clock.jump(FRAME_SECONDS)
+        frames = await peer.rest()
+    assert len(frames) == 6
+    assert frames[-1].error.code == ErrorCode.TIMED_OUT
+
+
+async def test_a_request_under_way_does_not_use_up_the_time_of_the_next_frame(place: Place, mock_clock: MockClock) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    hang = place.toolstack.hang_next("read")
+    async with machine.peer() as peer:
+        await peer.raw.send_all(frame(GetStore(Reason.TOOL), 2) + frame(Ping(), 3)[:12])
+        await hang.reached.wait()
+        mock_clock.jump(10 * FRAME_SECONDS)
+        hang.release.set()
+        await wait_all_tasks_blocked()
+        await peer.raw.send_all(frame(Ping(), 3)[12:])
+        await peer.raw.send_eof()
+        assert [each.request_id for each in await peer.rest()] == [2, 3]
+
+
+async def test_a_peer_that_takes_no_answers_is_let_go_and_holds_nobody_up(place: Place, mock_clock: MockClock) -> None:
+    machine = await place.machine(written("ms2011", 1, 40_000))
+    other = await place.machine(scene("ms2011").blob, name="other.sock")
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with suppress(trio.BrokenResourceError):
+                for number in range(10_000):
+                    await peer.raw.send_all(frame(GetStore(Reason.TOOL), number + 2))
+                pytest.fail("the daemon took all requests")
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        # Its own VM on another connection, and another VM.
+        for each in (machine, other):
+            await each.put(written("ms2011", 2))
+        assert acceptor(place, machine).connections == 1
+        mock_clock.jump(FRAME_SECONDS)
+        await wait_all_tasks_blocked()
+        assert acceptor(place, machine).connections == 0
+    await serves(machine)
+
+
+# Greedy
+
+
+async def test_the_largest_frames_one_after_the_other(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    count = 12
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            for number in range(count):
+                await peer.raw.send_all(build_frame(0x0042, 100 + number, bytes(MAX_PAYLOAD)))
+            await peer.raw.send_all(frame(PutStore(written("ms2011", 1)), 500))
+            await peer.raw.send_eof()
+
+        nursery.start_soon(send)
+        *refusals, answer = await peer.rest()
+    assert [each.request_id for each in refusals] == list(range(100, 100 + count))
+    assert {each.error.code for each in refusals} == {ErrorCode.UNKNOWN_TYPE}
+    assert answer.type == PutStoreAnswer.TYPE
+    assert place.record(machine).store == written("ms2011", 1)
+
+
+async def test_a_frame_that_is_announced_too_large_ends_the_connection_at_its_header(place: Place) -> None:
+    machine = await place.machine(None)
+    async with machine.peer() as peer:
+        await peer.raw.send_all(build_frame(0x0011, 9, bytes(MAX_PAYLOAD + 1))[:HEADER_BYTES])
+        await ended(peer, ErrorCode.BAD_FRAME)
+    await serves(machine)
+
+
+async def test_what_a_vm_can_make_the_daemon_hold_is_bounded(place: Place) -> None:
+    machine = await place.machine(None)
+    largest = build_frame(0x0042, 9, bytes(MAX_PAYLOAD))
+    async with trio.open_nursery() as nursery:
+        peers = [await connect(machine.path, machine.vm) for _ in range(VM_CONNECTIONS)]
+        for peer in peers:
+            await peer.hello()
+            nursery.start_soon(peer.raw.send_all, largest * 3 + largest[:-1])
+        await wait_all_tasks_blocked()
+        held = [len(session._connection._buffer) for session in acceptor(place, machine)._sessions]
+        assert len(held) == VM_CONNECTIONS
+        assert max(held) <= HEADER_BYTES + MAX_PAYLOAD + CHUNK
+        for peer in peers:
+            await peer.raw.aclose()
+    await wait_all_tasks_blocked()
+    assert acceptor(place, machine).connections == 0
+
+
+# Confused
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_garbage_ends_its_own_connection(place: Place, seed: int) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    dice = random.Random(seed)
+    good = frame(Hello.of(ClientKind.VARSTORED, vm=machine.vm, name="x"), 1) + frame(PutStore(written("ms2011", 1)), 2)
+    if seed % 3 == 0:
+        sent = dice.randbytes(dice.randrange(1, 2000))
+    else:
+        mangled = bytearray(good)
+        for _ in range(dice.randrange(1, 4)):
+            mangled[dice.randrange(16 if seed % 3 == 1 else 200)] ^= 1 << dice.randrange(8)
+        sent = bytes(mangled)
+    async with await connect(machine.path, machine.vm) as peer:
+        await peer.raw.send_all(sent)
+        await peer.raw.send_eof()
+        with trio.fail_after(10):
+            await peer.rest()
+    assert (
+        place.record(machine)
+        in {
+            VmRecord(scene("ms2011").blob, ON_BOOT, 0),
+            VmRecord(written("ms2011", 1), ON_BOOT, 1),
+        }
+        or place.record(machine).generation == 1
+    )
+    await serves(machine)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", ErrorCode.BAD_FRAME),
+        (frame(Ping()), ErrorCode.HELLO_REQUIRED),
+        (bytes(100), ErrorCode.BAD_FRAME),
+        (b"VSCP\2\0", None),
+    ],
+)
+async def test_what_does_not_greet_is_told_so(place: Place, sent: bytes, code: ErrorCode | None) -> None:
+    machine = await place.machine(None)
+    async with await connect(machine.path, machine.vm) as peer:
+        await peer.raw.send_all(sent)
+        await peer.raw.send_eof()
+        (last,) = await peer.rest()
+    assert last.error.code == (code or ErrorCode.BAD_FRAME)
+
+
+async def test_a_bad_message_leaves_the_connection_alive(place: Place) -> None:
+    machine = await place.machine(None)
+    async with machine.peer() as peer:
+        await peer.raw.send_all(build_frame(GetStore.TYPE, 9, b"\1\0\0\0\1\0\0\0\x09") + frame(Ping(), 10))
+        await peer.raw.send_eof()
+        first, second = await peer.rest()
+    assert (first.request_id, first.error.code) == (9, ErrorCode.BAD_MESSAGE)
+    assert second.type == PingAnswer.TYPE
+
+
+async def test_a_bug_in_reading_one_peer_ends_no_other(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    async with machine.peer() as other, machine.peer() as peer:
+
+        def bug(_connection: Connection) -> object:
+            raise IndexError("bytes nobody thought of")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "events", bug)
+            await peer.raw.send_all(frame(Ping()))
+            await peer.rest()
+        await wait_all_tasks_blocked()
+        assert "bytes nobody thought of" in caplog.text
+        assert (await other.put(written("ms2011", 1))).verdict is Verdict.NO
+    await serves(machine)
+
+
+# Gone
+
+
+async def test_a_peer_gone_in_the_middle_of_a_frame(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    for cut in (1, 16, 30, 5000):
+        async with machine.peer() as peer:
+            await peer.raw.send_all(frame(PutStore(written("ms2011", 1)))[:cut])
+    await wait_all_tasks_blocked()
+    assert acceptor(place, machine).connections == 0
+    assert place.toolstack.writes == []
+    await serves(machine)
+
+
+async def test_a_write_is_finished_though_its_peer_is_gone(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    hang = place.toolstack.hang_next("write")
+    async with machine.peer() as peer:
+        await peer.send(PutStore(written("ms2011", 1)))
+        await hang.reached.wait()
+    hang.release.set()
+    await wait_all_tasks_blocked()
+    assert place.record(machine) == VmRecord(written("ms2011", 1), ON_BOOT, 1)
+    assert acceptor(place, machine).connections == 0
+    await serves(machine)
+
+
+async def test_the_end_of_the_stream_waits_for_the_answers(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    async with machine.peer() as peer:
+        for number in range(5):
+            await peer.send(PutStore(written("ms2011", number)))
+        await peer.raw.send_eof()
+        assert len(await peer.rest()) == 5
+    assert place.record(machine).store == written("ms2011", 4)
+
+
+# Told to stop
+
+
+async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    hang = place.toolstack.hang_next("write")
+    async with (
+        machine.peer() as idle,
+        machine.peer() as busy,
+        await connect(machine.path) as new,
+        trio.open_nursery() as nursery,
+    ):
+        request = await busy.send(PutStore(written("ms2011", 1)))
+        await hang.reached.wait()
+        nursery.start_soon(place.daemon.stop)
+        await ended(idle, ErrorCode.SHUTTING_DOWN)
+        await ended(new, ErrorCode.SHUTTING_DOWN)
+        assert acceptor(place, machine).connections == 1
+        hang.release.set()
+        answer = await busy.answer(request)
+        assert isinstance(answer, PutStoreAnswer)
+        await ended(busy, ErrorCode.SHUTTING_DOWN)
+    assert place.record(machine).store == written("ms2011", 1)
+    with pytest.raises(OSError):  # noqa: PT011  refused, once the listening socket is closed
+        await connect(machine.path)
+
+
+async def test_the_first_error_says_whether_to_try_again(place: Place) -> None:
+    machine = await place.machine(make_store([]))
+    async with machine.peer() as peer:
+        with pytest.raises(Refused) as refused:
+            await peer.put(b"x" * MAX_PING)
+    assert not refused.value.try_again
