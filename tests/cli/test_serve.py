@@ -64,14 +64,6 @@ def test_a_state_folder_has_one_daemon(tmp_path: Path) -> None:
             still.connect(str(running.control))
 
 
-def test_a_list_of_sockets_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "state" / "attached.json").mkdir(parents=True)
-    done = process("serve", "--control", tmp_path / "c", "--state-dir", tmp_path / "state")
-    assert done.code == 2
-    assert done.err.splitlines()[-1] == f"varstore-companion serve: {tmp_path}/state/attached.json: Is a directory"
-    assert "Traceback" not in done.err
-
-
 def test_what_a_crash_left_does_not_keep_it(tmp_path: Path) -> None:
     with daemon(tmp_path) as running:
         running.process.kill()

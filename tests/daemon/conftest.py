@@ -18,8 +18,9 @@ async def place(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Place]:
 
 
 @pytest.fixture
-def still(tmp_path: Path) -> Iterator[Place]:
+def still(tmp_path: Path, nursery: trio.Nursery) -> Iterator[Place]:
     """A place whose daemon does not run, for what needs no sockets."""
     place = Place(tmp_path)
+    place.host.nursery = nursery
     yield place
     place.bound.socket.close()

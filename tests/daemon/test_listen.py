@@ -194,3 +194,17 @@ def test_several_processes_bind_in_one_folder(tmp_path: Path) -> None:
     made = names(tmp_path)
     assert made == sorted(f"{process}-{number}.sock" for process in range(3) for number in range(50))
     assert {stat.S_IMODE((tmp_path / name).lstat().st_mode) for name in made} == {0o660}
+
+
+def test_what_a_crash_left_before_the_rename_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_arguments: object, **_keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        listen.bind(tmp_path / "vm.sock", mode=0o660)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    bound = listen.bind(tmp_path / "vm.sock", mode=0o660)
+    bound.socket.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["vm.sock"]

@@ -19,7 +19,7 @@ from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.main import opened
 from varstore_companion.errors import ConfigurationError, ToolstackUnavailableError
-from varstore_companion.toolstack.interface import VmRecord
+from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import GetStore, GetStoreAnswer, Outcome, Ping, PingAnswer, Reason
@@ -200,6 +200,20 @@ async def test_a_list_that_cannot_be_read_is_put_aside(tmp_path: Path, caplog: p
 
 
 # Stopping
+
+
+async def test_a_stop_waits_until_the_alerts_are_sent(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    hang = place.toolstack.hang_next("alert")
+    assert (await machine.boot()).outcome is Outcome.UPDATED
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.daemon.stop)
+        await hang.reached.wait()
+        assert place.alerts() == []
+        hang.release.set()
+    assert place.alerts() == ["VM_SECURE_BOOT_CERTIFICATES_UPDATED"]
+    place.host.alert(machine.vm, Alert("LATE", 5, "after the stop"))
+    assert place.host.stats.alerts_dropped == 1
 
 
 async def test_a_stop_waits_for_the_boots_under_way(place: Place) -> None:

@@ -91,3 +91,12 @@ async def test_backups_on_a_disk_that_hangs_are_given_up_and_take_no_other_threa
         assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
     finally:
         released.set()
+
+
+async def test_what_a_crash_cut_short_is_removed(tmp_path: Path) -> None:
+    backups = Backups(tmp_path)
+    await backups.keep(VM, b"first", {}, NOW)
+    (tmp_path / str(VM) / f"20250101T000000Z-0123456789ab.vars{files.NEW}").write_bytes(b"half")
+    await backups.keep(VM, b"second", {}, NOW + 1)
+    assert stores(tmp_path) == [b"first", b"second"]
+    assert not list((tmp_path / str(VM)).glob(f"*{files.NEW}"))

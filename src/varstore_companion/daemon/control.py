@@ -1,6 +1,7 @@
 """What the control socket answers: root's requests about all VMs."""
 
 import json
+import logging
 import socket as stdlib_socket
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.describe import describe_plan
@@ -17,6 +19,8 @@ from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.limits import MAX_JSON, MAX_LIST
 from varstore_companion.wire.messages import AnswerMessage, RequestMessage, Socket
+
+log = logging.getLogger(__name__)
 
 _UCRED = struct.Struct("=iII")
 """Linux' struct ucred: pid, uid, gid."""
@@ -63,7 +67,7 @@ class Control:
                 raise RequestRefusedError(ErrorCode.NOT_ALLOWED, f"user id {uid} may not use the control socket")
             return await welcome(_hello)
 
-        return Session(stream, Socket.CONTROL, f"control uid={uid}", greet, self._handle)
+        return Session(stream, Socket.CONTROL, Complaints(f"control uid={uid}", log), greet=greet, handle=self._handle)
 
     async def _handle(self, request: RequestMessage) -> AnswerMessage:
         operations = self._operations

@@ -1,12 +1,14 @@
 """What all VMs of the daemon share."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
@@ -16,6 +18,8 @@ from varstore_companion.trust.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ALERTS_WAITING = 256
 """Alerts that may wait for the toolstack. One more is dropped: its cause is in the log and in `status` all the same."""
 ALERT_SECONDS = 30.0
@@ -24,7 +28,10 @@ ALERT_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Host:
-    """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds."""
+    """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds.
+
+    `nursery`: the daemon's, while it runs, for calls that outlive who made them.
+    """
 
     toolstack: Toolstack
     manifest: Manifest
@@ -32,6 +39,7 @@ class Host:
     backups: Backups
     now: Callable[[], float]
     headroom: int | None = None
+    nursery: trio.Nursery | None = None
     stats: Stats = field(default_factory=Stats)
     _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(
         default_factory=lambda: trio.open_memory_channel[tuple[UUID, Alert]](ALERTS_WAITING)
@@ -41,12 +49,22 @@ class Host:
         """Have the operator told, without waiting for the toolstack."""
         try:
             self._alerts[0].send_nowait((vm, alert))
-        except trio.WouldBlock:
+        except (trio.WouldBlock, trio.ClosedResourceError):
             self.stats.alerts_dropped += 1
-            log.warning("vm=%s alert %s dropped: %d wait for the toolstack already", vm, alert.name, ALERTS_WAITING)
+            log.warning("vm=%s alert %s dropped: %d wait already, or the daemon stops", vm, alert.name, ALERTS_WAITING)
+
+    def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
+        """Start a call that may outlive who made it."""
+        if self.nursery is None:
+            raise AssertionError("the daemon does not run")
+        return Errand(self.nursery, call, name)
+
+    def end_alerts(self) -> None:
+        """Take no more alerts: `send_alerts` ends once it has sent those that wait."""
+        self._alerts[0].close()
 
     async def send_alerts(self) -> None:
-        """Hand the alerts to the toolstack one by one; runs as long as the daemon."""
+        """Hand the alerts to the toolstack one by one; runs as long as the daemon, or until `end_alerts`."""
         async for vm, alert in self._alerts[1]:
             with trio.move_on_after(ALERT_SECONDS) as scope:
                 try:

@@ -6,6 +6,7 @@ import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError
@@ -68,7 +69,8 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
 
 def _bind_in(folder: int, listener: socket.socket, name: str, mode: int, gid: int | None) -> os.stat_result:
     # Through the folder's descriptor the name may be longer than the final path allows, and the folder cannot be swapped.
-    temporary = f".{os.getpid()}.varstore-companion"
+    # One name for each socket, so that what a crash left behind is replaced.
+    temporary = f".varstore-companion-{sha256(os.fsencode(name)).hexdigest()[:16]}"
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
     # The umask is the whole process's: one that takes the owner's rights would reach a folder being made on a thread.

@@ -64,12 +64,14 @@ class Daemon:
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
         self._nursery: trio.Nursery | None = None
+        self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Started once every saved socket and the control socket answer."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._host.send_alerts, name="alerts")
+            self._host.nursery = nursery
+            nursery.start_soon(self._send_alerts, name="alerts")
             await self._bring_back()
             control = Control(self, frozenset({0, os.geteuid()}))
             self._control = Acceptor(
@@ -88,12 +90,14 @@ class Daemon:
             await trio.sleep_forever()
 
     async def stop(self) -> None:
-        """Accept nothing more, and wait until each connection has finished the request that is being carried out."""
+        """Accept nothing more; wait until each connection has finished its request and the alerts have been sent."""
         acceptors = list(self._acceptors())
         for acceptor in acceptors:
             acceptor.stop()
         for acceptor in acceptors:
             await acceptor.emptied()
+        self._host.end_alerts()
+        await self._alerts_sent.wait()
 
     @property
     def connections(self) -> int:
@@ -185,6 +189,10 @@ class Daemon:
         }
 
     # Sockets
+
+    async def _send_alerts(self) -> None:
+        await self._host.send_alerts()
+        self._alerts_sent.set()
 
     async def _bring_back(self) -> None:
         try:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from varstore_companion import __version__
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.errors import (
     CompanionError,
     ConfigurationError,
@@ -76,16 +77,18 @@ def error_code(error: CompanionError) -> ErrorCode:
 
 
 class Session:
-    """One connection from its first byte to its last. `who` begins its log lines; `handle` answers requests.
+    """One connection from its first byte to its last. `complaints` takes what its peer does wrong; `handle` answers requests.
 
     `handle` raises `CompanionError` for a request that fails; the connection goes on. A bug in it ends this connection
     with INTERNAL and no other.
     """
 
-    def __init__(self, stream: trio.SocketStream, socket: Socket, who: str, greet: Handler, handle: Handler) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, socket: Socket, complaints: Complaints, *, greet: Handler, handle: Handler
+    ) -> None:
         self._stream = stream
         self._connection = Connection(Role.SERVER, socket=socket)
-        self._who = who
+        self._complaints = complaints
         self._greet = greet
         self._handle = handle
         self._idle: trio.CancelScope | None = None
@@ -104,7 +107,7 @@ class Session:
             try:
                 await self._run()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                log.debug("%s the peer went away", self._who)
+                log.debug("%s the peer went away", self._complaints.who)
 
     async def _run(self) -> None:
         begun = trio.current_time()
@@ -136,7 +139,7 @@ class Session:
         if data is None and self._was_stopped():
             await self._end(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
         elif data is None:
-            log.warning("%s closed: the peer was too slow", self._who)
+            self._complaints.add("closed: the peer was too slow")
             await self._end(ErrorCode.TIMED_OUT, "too slow")
         elif data:
             self._connection.receive_data(bytes(data))
@@ -156,14 +159,14 @@ class Session:
                 self._events += 1
                 await self._send(await self._answer(event))
         except RemoteProtocolError as error:
-            log.warning("%s closed: %s", self._who, error)
+            self._complaints.add(f"closed: {error}")
             await self._send(error.reply)
         return self._connection.state is not State.CLOSED
 
     async def _answer(self, event: Event) -> bytes:
         connection = self._connection
         if isinstance(event, BadRequest):
-            log.info("%s a request that cannot be carried out: %s %s", self._who, event.code.name, event.text)
+            self._complaints.add(f"a request that cannot be carried out: {event.code.name} {event.text}")
             return connection.answer_error(event.request_id, event.code, event.text)
         if not isinstance(event, Request) or not isinstance(event.message, RequestMessage):
             raise TypeError(f"a server's connection gave {type(event).__name__}")
@@ -172,10 +175,10 @@ class Session:
             return connection.answer(event.request_id, await handle(event.message))
         except CompanionError as error:
             code = error_code(error)
-            log.warning("%s %s failed: %s: %s", self._who, type(event.message).__name__, code.name, error)
+            self._complaints.add(f"{type(event.message).__name__} failed: {code.name}: {error}")
             return connection.answer_error(event.request_id, code, str(error))
         except Exception:
-            log.exception("%s %s met a bug", self._who, type(event.message).__name__)
+            log.exception("%s %s met a bug", self._complaints.who, type(event.message).__name__)
             # What was asked for may have been done before the bug was met; INTERNAL would say that it was not.
             code = ErrorCode.UNCLEAR if isinstance(event.message, _CHANGING) else ErrorCode.INTERNAL
             return connection.answer_error(event.request_id, code, "an error inside the daemon: see its log")
@@ -188,7 +191,7 @@ class Session:
         with trio.move_on_after(FRAME_SECONDS) as scope:
             await self._stream.send_all(data)
         if scope.cancelled_caught:
-            log.warning("%s closed: the peer does not take its answers", self._who)
+            self._complaints.add("closed: the peer does not take its answers")
             raise trio.BrokenResourceError("the peer does not take its answers")
 
 

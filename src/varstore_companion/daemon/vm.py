@@ -1,12 +1,15 @@
 """One VM: its boots and its writes, one at a time, whichever of its sockets they come from."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import Outline, admit
@@ -35,6 +38,10 @@ BOOT_SECONDS = 18.0
 """For the whole answer to a boot: varstored's starter gives up at 30 s, the design promises 20."""
 READ_BACK_SECONDS = 3.0
 """Kept of a boot's or a write's time to find out what became of a store call whose answer was lost."""
+READ_SECONDS = 20.0
+"""For the whole answer to any other read."""
+GIVE_UP_SECONDS = 1.0
+"""For a toolstack to leave a call that it has begun."""
 WRITE_SECONDS = 30.0
 """For the whole answer to a write. The guest's processor waits in SetVariable meanwhile."""
 RETRY_SECONDS = 0.25
@@ -94,6 +101,7 @@ class Vm:
         "_host",
         "_known",
         "_lock",
+        "_pending",
         "_turn",
         "field",
         "last_update",
@@ -106,6 +114,8 @@ class Vm:
         self.uuid = uuid
         self._host = host
         self._lock = trio.Lock()
+        # A boot's write that the toolstack has not left yet: what it will have done is not known before it is over.
+        self._pending: Errand[int] | None = None
         self._turn = 0
         self._known: Known | None = None
         self._alerted = float("-inf")
@@ -121,7 +131,11 @@ class Vm:
         """
         turn = self._turn
         undisturbed = not self._lock.locked()
-        record = await self._host.toolstack.read(self.uuid)
+        record: VmRecord | None = None
+        with trio.move_on_after(READ_SECONDS):
+            record = await self._host.toolstack.read(self.uuid)
+        if record is None:
+            raise ToolstackUnavailableError(f"no store from the toolstack within {READ_SECONDS:g} s")
         # A boot or a write meanwhile knows better: what was read may be from before it.
         if undisturbed and turn == self._turn and not self._lock.locked():
             self._see(record)
@@ -197,6 +211,8 @@ class Vm:
     # One boot
 
     async def _boot(self, deadline: float) -> Boot:
+        with trio.move_on_at(deadline - READ_BACK_SECONDS):
+            await self._nothing_pending()
         for decision in range(DECISIONS + 1):
             record = await self._read_patiently()
             if record.store is None:
@@ -204,6 +220,8 @@ class Vm:
                 return Boot(None, record.generation, BootOutcome.NOT_ASKED)
             if decision == DECISIONS:
                 return self._give_up(record, record.store, "the store kept changing during the boot")
+            if self._pending is not None:
+                return self._give_up(record, record.store, "the toolstack is still at the write of an earlier boot")
             try:
                 if record.state is CertificatesState.UPDATE_ON_BOOT:
                     return await self._update(record, record.store, deadline)
@@ -245,7 +263,7 @@ class Vm:
                 raise _UpdateFailedError(planned.refused)
             if planned.changes:
                 await self._back_up(store, planned, deadline)
-            generation = await self._store(planned.store, Update.YES, record.generation, deadline)
+            generation = await self._store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
         except ToolstackConflictError:
             raise
         except (CompanionError, OSError) as error:
@@ -289,7 +307,7 @@ class Vm:
         if verdict is not None:
             log.info("vm=%s the field says %s of a store that is %s: it is written again", self.uuid, record.state, self.report)
             try:
-                generation = await self._store(store, verdict, generation, deadline)
+                generation = await self._store(store, verdict, generation, deadline, may_leave=True)
             except ToolstackConflictError:
                 raise
             except ToolstackError as error:
@@ -299,6 +317,7 @@ class Vm:
     # One write
 
     async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
+        await self._nothing_pending()
         for _ in range(DECISIONS):
             known = self._known
             verdict, keys = Verdict(Update.UNSPECIFIED, "a store of this version cannot be judged", State.UNKNOWN), None
@@ -317,7 +336,9 @@ class Vm:
                 continue
             self._known = Known(generation, keys)
             self.report = verdict.report or self.report
-            log.info("vm=%s wrote %d bytes, update=%s: %s", self.uuid, len(blob), verdict.update, verdict.reason)
+            # A guest can change its boot entries all day long, which is no news.
+            level = logging.DEBUG if verdict.update is Update.NO else logging.INFO
+            log.log(level, "vm=%s wrote %d bytes, update=%s: %s", self.uuid, len(blob), verdict.update, verdict.reason)
             return verdict, generation
         raise ToolstackUnavailableError("the store kept changing during the write")
 
@@ -326,8 +347,16 @@ class Vm:
 
     # Both
 
-    async def _store(self, blob: bytes, update: Update, generation: int, deadline: float) -> int:
+    async def _nothing_pending(self) -> None:
+        if self._pending is not None:
+            await self._pending.ended()
+            self._pending = None
+
+    async def _store(self, blob: bytes, update: Update, generation: int, deadline: float, *, may_leave: bool = False) -> int:
         """Store `blob` over `generation`; when the answer is lost or late, read back what the toolstack holds.
+
+        `may_leave`: go on at the deadline even when the toolstack cannot leave its call; it is a task more, so only boots
+        do it.
 
         Raises `ToolstackConflictError` when somebody else has written, `ToolstackUnclearError` when it cannot be known what
         the toolstack holds, and the other `ToolstackError`s when it surely holds what it held before.
@@ -335,14 +364,18 @@ class Vm:
         self._turn += 1
         self._known = None
         reason = "the toolstack did not answer in time"
+        write = partial(self._host.toolstack.write, self.uuid, blob, update, expected=generation)
         with trio.move_on_at(deadline - READ_BACK_SECONDS):
             try:
-                stored = await self._host.toolstack.write(self.uuid, blob, update, expected=generation)
+                stored = await (self._leavable(write, deadline) if may_leave else write())
             except ToolstackUnclearError as error:
                 reason = str(error)
             else:
-                self._written(update)
-                return stored
+                if stored is not None:
+                    self._written(update)
+                    return stored
+        if self._pending is not None:
+            raise ToolstackUnclearError(f"{reason}, and is still at it")
         log.warning("vm=%s a write has no clear outcome, reading back: %s", self.uuid, reason)
         with trio.move_on_at(deadline - READ_BACK_SECONDS / 3):
             try:
@@ -357,6 +390,20 @@ class Vm:
                 raise ToolstackUnavailableError(f"{reason}; it still holds the old store")
             raise ToolstackConflictError("somebody else wrote the store meanwhile")
         raise ToolstackUnclearError(f"{reason}, nor when it was read back")
+
+    async def _leavable(self, write: Callable[[], Awaitable[int]], deadline: float) -> int | None:
+        """What `write` returns, None when it was given up. At the deadline one that goes on is left to be `_pending`."""
+        errand = self._host.errand(write, f"write of vm={self.uuid}")
+        try:
+            await errand.ended()
+        finally:
+            if not errand.is_over:
+                errand.give_up()
+                with trio.CancelScope(deadline=min(trio.current_time() + GIVE_UP_SECONDS, deadline), shield=True):
+                    await errand.ended()
+            if not errand.is_over:
+                self._pending = errand
+        return errand.result()
 
     # What is known
 

@@ -1,8 +1,11 @@
 """What a VM's own socket answers: the framed protocol's requests, carried out on that one VM."""
 
+import logging
+
 import trio
 
 from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import BootOutcome, Vm
 from varstore_companion.errors import OverLimitError
@@ -12,6 +15,8 @@ from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.fields import clip
 from varstore_companion.wire.limits import MAX_STORE, MAX_TEXT
 from varstore_companion.wire.messages import AnswerMessage, RequestMessage, Socket
+
+log = logging.getLogger(__name__)
 
 _VERDICTS = {
     Update.UNSPECIFIED: messages.Verdict.UNSPECIFIED,
@@ -29,15 +34,16 @@ _OUTCOMES = {
 class VmSocket:
     """One attached socket, which is the VM's identity, whatever its peer says (invariant 8)."""
 
-    __slots__ = ("_attachment", "_vm")
+    __slots__ = ("_attachment", "_complaints", "_vm")
 
     def __init__(self, attachment: Attachment, vm: Vm) -> None:
         self._attachment = attachment
         self._vm = vm
+        self._complaints = Complaints(f"vm={vm.uuid}", log)
 
     def session(self, stream: trio.SocketStream) -> Session:
         """The session of one connection."""
-        return Session(stream, Socket.VM, f"vm={self._vm.uuid}", self._greet, self._handle)
+        return Session(stream, Socket.VM, self._complaints, greet=self._greet, handle=self._handle)
 
     async def _greet(self, hello: RequestMessage) -> AnswerMessage:
         if isinstance(hello, messages.Hello) and hello.vm != self._vm.uuid:

@@ -43,6 +43,8 @@ class Backups:
         about = {"vm": str(vm), "at": now, "sha256": digest, "bytes": len(store), "plan": plan}
         files.write(folder / f"{name}.vars", store)
         files.write(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
+        for cut_short in folder.glob(f"*{files.NEW}"):
+            cut_short.unlink(missing_ok=True)
         # The one just kept stays, whatever the clock says: its store is about to be replaced.
         others = sorted(other for other in folder.glob("*.vars") if other.stem != name)
         for old in others[: max(0, len(others) - self._keep + 1)]:
