@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from time import time
 from uuid import UUID
@@ -28,8 +29,10 @@ from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.toolstack.certcheck import Certcheck
-from varstore_companion.toolstack.database import Database
+from varstore_companion.toolstack.database import FILE_NAME
 from varstore_companion.toolstack.embedded import EmbeddedToolstack
+from varstore_companion.toolstack.operations import Operations
+from varstore_companion.trust.check import derived_state
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -44,6 +47,8 @@ DESCRIPTORS = 16_384
 """What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
+LOGGED_EACH = 2_000
+"""VMs to a line of the log while the toolstack's file is upgraded."""
 
 
 class Daemon:
@@ -255,7 +260,10 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
         for certificate in {each for rule in manifest.rules for each in rule.required}:
             if certificate.sha256 not in loaded.bodies:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
-        toolstack = EmbeddedToolstack(Database(settings.state_dir / "toolstack.db"), Certcheck())
+        derive = partial(derived_state, manifest=manifest)
+        operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
+        # An upgrade of the file can take seconds.
+        toolstack = EmbeddedToolstack(await trio.to_thread.run_sync(operations), Certcheck())
         try:
             host = Host(
                 toolstack, manifest, loaded.bodies, Backups(settings.state_dir / "backups"), time, headroom=settings.headroom
@@ -263,6 +271,11 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
             yield Daemon(host, loaded, settings.state_dir / "attached.json", settings.control)
         finally:
             await toolstack.aclose()
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done == total or done % LOGGED_EACH == 0:
+        log.info("upgrade of the toolstack's file: the field of %d of %d VMs is computed", done, total)
 
 
 async def serve(settings: Settings) -> None:

@@ -107,6 +107,14 @@ class Connection:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """For several SELECTs, which are answered from one state of the file. Raises as `reading`."""
+        with self._exclusive() as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction of a writer: committed when the block ends, rolled back when it raises.
 
