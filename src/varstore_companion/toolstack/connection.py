@@ -64,6 +64,8 @@ def prepare(path: Path) -> None:
 class Connection:
     """One SQLite connection, used by one thread at a time, opened when it is first needed.
 
+    `epoch`: in a writer's transaction, another number than in its last one when anybody else has written to the file since.
+
     `busy_timeout` is in seconds. When something is raised in a transaction the connection is closed, which rolls back,
     and the next use opens a new one. The owner calls `close`, last.
     """
@@ -76,6 +78,8 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = False
         self._raw: sqlite3.Connection | None = None
+        self._data_version: int | None = None
+        self.epoch = 0
         self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
@@ -125,6 +129,10 @@ class Connection:
         """
         with self._exclusive() as connection:
             self._patiently(partial(connection.execute, "BEGIN IMMEDIATE"))
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
+            if version != self._data_version:
+                self.epoch += 1
+                self._data_version = version
             yield connection
             try:
                 connection.execute("COMMIT")
@@ -194,7 +202,7 @@ class Connection:
     def _drop(self) -> None:
         if self._raw is not None:
             self._raw.close()
-        self._raw = self._file = None
+        self._raw = self._file = self._data_version = None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

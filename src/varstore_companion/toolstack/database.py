@@ -17,7 +17,7 @@ from varstore_companion.toolstack import rows
 from varstore_companion.toolstack.connection import BUSY_TIMEOUT, Connection, prepare
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.toolstack.records import Firmware, VmKind
-from varstore_companion.toolstack.rows import Derive, Row
+from varstore_companion.toolstack.rows import Derive, Head
 from varstore_companion.toolstack.schema import CERTCHECK_RUNS, writes_counter
 from varstore_companion.trust.state import CertificatesState, Update
 
@@ -81,6 +81,8 @@ class Database:
     def __init__(self, path: Path, *, derive: Derive | None = None, busy_timeout: float = BUSY_TIMEOUT) -> None:
         self.path = path
         self._derive = derive
+        # By VM, the digest of the store that this object itself has put there last, and the writer's epoch then.
+        self._put: dict[UUID, tuple[int, bytes]] = {}
         try:
             prepare(path)
         except OSError as error:
@@ -206,20 +208,28 @@ class Database:
     ) -> int:
         digest = rows.digest_of(store)
         with self._writer.writing() as connection:
-            _confirm(connection, vm, expected)
-            row = rows.find(connection, vm)
-            state, state_of = row.state, row.state_of
-            if row.is_judged and verdict is not None:
+            head = rows.find_head(connection, vm)
+            if expected is not None and head.generation != expected:
+                raise _conflict(vm, head.generation, expected)
+            state, state_of = head.state, head.state_of
+            if head.is_judged and verdict is not None:
                 state, state_of = verdict, digest
-            elif row.is_judged and not row.is_stale:
+            elif head.is_judged and not self._is_stale(connection, head):
                 # The verdict `no` says that what held for the store before holds for the new one.
                 state_of = digest
-            elif row.is_judged and self._derive is not None:
-                state, state_of = self._derived(row, store, self._derive), digest
-            rows.set_field(connection, vm, state=state, state_of=state_of, generation=row.generation + 1)
+            elif head.is_judged and self._derive is not None:
+                state, state_of = self._derived(head, store, self._derive), digest
+            rows.set_field(connection, vm, state=state, state_of=state_of, generation=head.generation + 1)
             rows.put_store(connection, vm, store)
             connection.executemany("UPDATE counter SET value = value + 1 WHERE name = ?", [(name,) for name in counted])
-        return row.generation + 1
+            self._put[vm] = self._writer.epoch, digest
+        return head.generation + 1
+
+    def _is_stale(self, connection: "sqlite3.Connection", head: Head) -> bool:
+        """As `Row.is_stale`, without reading and hashing a store that nobody else can have changed: most writes are such."""
+        if self._put.get(head.uuid) == (self._writer.epoch, head.state_of):
+            return False
+        return rows.find(connection, head.uuid).is_stale
 
     def _mark(self, vm: UUID, wanted: CertificatesState) -> CertificatesState:
         with self._writer.writing() as connection:
@@ -236,9 +246,9 @@ class Database:
         return wanted
 
     @staticmethod
-    def _derived(row: Row, store: bytes | None, derive: Derive) -> CertificatesState:
-        state = rows.derived_field(store, derive, judged=row.is_judged, marked=row.is_marked)
-        _log.warning("vm=%s its field said %s and was not computed from its store: it is now %s", row.uuid, row.state, state)
+    def _derived(head: Head, store: bytes | None, derive: Derive) -> CertificatesState:
+        state = rows.derived_field(store, derive, judged=head.is_judged, marked=head.is_marked)
+        _log.warning("vm=%s its field said %s and was not computed from its store: it is now %s", head.uuid, head.state, state)
         return state
 
 
@@ -247,4 +257,8 @@ def _confirm(connection: "sqlite3.Connection", vm: UUID, expected: int | None) -
     if found is None:
         raise rows.unknown(vm)
     if expected is not None and found[0] != expected:
-        raise ToolstackConflictError(f"the store of VM {vm} has generation {found[0]}, not {expected}")
+        raise _conflict(vm, found[0], expected)
+
+
+def _conflict(vm: UUID, generation: int, expected: int) -> ToolstackConflictError:
+    return ToolstackConflictError(f"the store of VM {vm} has generation {generation}, not {expected}")

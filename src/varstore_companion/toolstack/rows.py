@@ -20,16 +20,16 @@ NO_STORE = b""
 TEXT_LIMIT = 4096
 """Characters kept of a name or a message's body."""
 
-COLUMNS = (
-    "vm.uuid, vm.name, vm.kind, vm.firmware, vm.snapshot_of, vm.secureboot_certificates_state, vm.state_of, vm.generation, "
-    "nvram.value"
-)
+_HEAD = "vm.uuid, vm.name, vm.kind, vm.firmware, vm.snapshot_of, vm.secureboot_certificates_state, vm.state_of, vm.generation"
+COLUMNS = f"{_HEAD}, nvram.value"
 SOURCE = f"vm LEFT JOIN nvram ON nvram.vm = vm.uuid AND nvram.key = '{EFI_VARIABLES}'"
+
+_HeadColumns = tuple[str, str, str, str, str | None, str, bytes | None, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A VM's row with its store. `state_of`: as in the schema."""
+class Head:
+    """A VM's row without its store. `state_of`: as in the schema."""
 
     uuid: UUID
     name: str
@@ -39,23 +39,6 @@ class Row:
     state: CertificatesState
     state_of: bytes | None
     generation: int
-    store: bytes | None
-
-    @classmethod
-    def of(cls, columns: tuple[str, str, str, str, str | None, str, bytes | None, int, bytes | None]) -> "Row":
-        """From what a SELECT of `COLUMNS` gives."""
-        uuid, name, kind, firmware, snapshot_of, state, state_of, generation, store = columns
-        return cls(
-            UUID(uuid),
-            name,
-            VmKind(kind),
-            Firmware(firmware),
-            None if snapshot_of is None else UUID(snapshot_of),
-            CertificatesState(state),
-            state_of,
-            generation,
-            store,
-        )
 
     @property
     def is_judged(self) -> bool:
@@ -63,14 +46,26 @@ class Row:
         return is_judged(self.kind, self.firmware)
 
     @property
-    def is_stale(self) -> bool:
-        """The field was computed from another store than the one that is there, or not at all."""
-        return self.is_judged and self.state_of != digest_of(self.store)
-
-    @property
     def is_marked(self) -> bool:
         """Whether the VM is marked for an update at its next boot."""
         return self.state is CertificatesState.UPDATE_ON_BOOT
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Head):
+    """A VM's row with its store."""
+
+    store: bytes | None
+
+    @classmethod
+    def of(cls, columns: tuple[*_HeadColumns, bytes | None]) -> "Row":
+        """From what a SELECT of `COLUMNS` gives."""
+        return cls(*_head(columns[:8]), columns[8])
+
+    @property
+    def is_stale(self) -> bool:
+        """The field was computed from another store than the one that is there, or not at all."""
+        return self.is_judged and self.state_of != digest_of(self.store)
 
 
 def digest_of(store: bytes | None) -> bytes:
@@ -91,6 +86,14 @@ def find(connection: sqlite3.Connection, vm: UUID) -> Row:
     if columns is None:
         raise unknown(vm)
     return Row.of(columns)
+
+
+def find_head(connection: sqlite3.Connection, vm: UUID) -> Head:
+    """Read a VM's row without its store. Raises `ToolstackRefusedError` (`HANDLE_INVALID`)."""
+    columns = connection.execute(f"SELECT {_HEAD} FROM vm WHERE uuid = ?", (str(vm),)).fetchone()  # noqa: S608  constants
+    if columns is None:
+        raise unknown(vm)
+    return Head(*_head(columns))
 
 
 def add(
@@ -184,3 +187,11 @@ def _put(connection: sqlite3.Connection, vm: UUID, key: str, value: bytes) -> No
         "INSERT INTO nvram (vm, key, value) VALUES (?, ?, ?) ON CONFLICT (vm, key) DO UPDATE SET value = excluded.value",
         (str(vm), key, value),
     )
+
+
+def _head(
+    columns: _HeadColumns,
+) -> tuple[UUID, str, VmKind, Firmware, UUID | None, CertificatesState, bytes | None, int]:
+    uuid, name, kind, firmware, snapshot_of, state, state_of, generation = columns
+    parent = None if snapshot_of is None else UUID(snapshot_of)
+    return UUID(uuid), name, VmKind(kind), Firmware(firmware), parent, CertificatesState(state), state_of, generation
