@@ -35,13 +35,21 @@ def load_bodies(
     The first source of a body counts. Raises `ConfigurationError` when `folder`, which an operator named, cannot be listed;
     single files that cannot be used are in the result's `problems`.
     """
-    if folder is not None and not folder.is_dir():
-        raise ConfigurationError(f"{folder}: expected a folder with certificates (DER or PEM)")
     bodies: dict[bytes, bytes] = {}
     origins: dict[bytes, str] = {}
     problems: list[str] = []
     for place in (auth_folder, folder, _virt_firmware() if virt_firmware else None):
-        for path in _files(place):
+        if place is None:
+            continue
+        try:
+            paths = _files(place)
+        except OSError as error:
+            if place is folder:
+                raise ConfigurationError(f"{folder}: expected a folder with certificates ({error.strerror})") from None
+            if not isinstance(error, FileNotFoundError):
+                problems.append(f"{place}: not used: {error}")
+            continue
+        for path in paths:
             try:
                 accepted = certificates.accept(certificates.from_file(read_file(path, FILE_LIMIT)), manifest)
             except (OSError, MalformedError) as error:
@@ -55,7 +63,8 @@ def load_bodies(
 
 def virt_firmware_certificates() -> Iterator[bytes]:
     """Every certificate of Microsoft's in the virt-firmware package, as DER; none without the package."""
-    for path in _files(_virt_firmware()):
+    folder = _virt_firmware()
+    for path in _files(folder) if folder else ():
         yield from certificates.from_file(read_file(path, FILE_LIMIT))
 
 
@@ -69,8 +78,7 @@ def _virt_firmware() -> Path | None:
     return None
 
 
-def _files(folder: Path | None) -> Iterator[Path]:
-    if folder is None or not folder.is_dir():
-        return
+def _files(folder: Path) -> list[Path]:
+    """The certificate files of a folder. Raises `OSError` when it cannot be listed."""
     candidates = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
-    yield from candidates[:FILES_LIMIT]
+    return candidates[:FILES_LIMIT]

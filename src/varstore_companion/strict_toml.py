@@ -14,7 +14,8 @@ def load(text: str, source: str) -> "Table":
     """Parse a document; `source` names it in errors. Raises `ConfigurationError`."""
     try:
         return Table(source, "", tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Beside its own error, tomllib lets out what int() says of too many digits, and nesting that is too deep.
         raise ConfigurationError(f"{source}: not TOML: {error}") from None
 
 
@@ -113,9 +114,12 @@ class Table:
 
     def _guid(self, key: str, value: str) -> UUID:
         try:
-            return UUID(value)
+            guid = UUID(value)
         except ValueError:
             raise self.error(key, "a GUID", value) from None
+        if str(guid) != value.lower():
+            raise self.error(key, f"a GUID in its usual form, {guid}", value)
+        return guid
 
     def _choose(self, key: str, value: str, allowed: Mapping[str, T]) -> T:
         if value not in allowed:

@@ -14,6 +14,7 @@ from support.certificates import elliptic_certificate, identity
 from support.storebytes import Variable, db_variable, make_store, pk_variable, sha256_list, signature_list, x509_list
 
 PLAIN = Variable("BootOrder", sb.GLOBAL, bytes(6))
+LAST = Variable("Timeout", sb.GLOBAL, bytes(2))
 TOO_MUCH = 1 << 63
 EVERYTHING = (1 << 64) - 1
 VENDOR = UUID("9d0da369-540b-46f8-85a0-2b5f2c301e15")
@@ -72,7 +73,7 @@ def cuts(blob: bytes) -> Iterator[bytes]:
 
 
 def _with_db(data: bytes) -> bytes:
-    return make_store([PLAIN, db_variable(data), PLAIN])
+    return make_store([PLAIN, db_variable(data), LAST])
 
 
 def _hashes(*, list_size: int | None = None, header_size: int | None = None, signature_size: int | None = None) -> bytes:
@@ -323,6 +324,11 @@ def _db_twice() -> bytes:
     return make_store([first, PLAIN, db_variable(_hashes())])
 
 
+@_loads("two variables BootOrder of the same vendor")
+def _plain_twice() -> bytes:
+    return make_store([PLAIN, LAST, PLAIN])
+
+
 @_loads("a name of an odd number of bytes")
 def _name_odd() -> bytes:
     return make_store([PLAIN, Variable(b"odd", sb.GLOBAL, b"data")])
@@ -357,3 +363,6 @@ def _many_lists() -> bytes:
 
 HOSTILE = tuple(_recipes)
 """The names of all hostile stores."""
+
+LOADING = tuple(name for name, (_, loads, _, _) in _recipes.items() if loads)
+"""Those that varstored loads all the same."""

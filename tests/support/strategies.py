@@ -53,7 +53,7 @@ def variables() -> SearchStrategy[Variable]:
     )
 
 
-def _that_fit(candidates: Sequence[Variable]) -> list[Variable]:
+def that_fit(candidates: Sequence[Variable]) -> list[Variable]:
     fitting = []
     file_left = sb.FILE_LIMIT - sb.HEADER_SIZE - sb.ANCILLARY_SIZE
     total_left = sb.TOTAL_LIMIT
@@ -72,7 +72,7 @@ def stores(draw: DrawFn) -> bytes:
     version = draw(st.sampled_from((0, 1, 2)))
     ancillary = draw(st.binary(min_size=sb.ANCILLARY_SIZE, max_size=sb.ANCILLARY_SIZE)) if version == 2 else b""
     return make_store(
-        _that_fit(draw(st.lists(variables(), max_size=8))),
+        that_fit(draw(st.lists(variables(), max_size=8))),
         version,
         ancillary,
         draw(st.one_of(st.none(), st.integers(0, (1 << 64) - 1))),

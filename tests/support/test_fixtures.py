@@ -1,68 +1,24 @@
 """The judge and the scenes against stores and updates that were not made here: skipped where those are absent."""
 
-import base64
 import hashlib
-import json
 import struct
-from functools import cache
-from typing import Any
 
 import pytest
 
+from support import fixtures
 from support import storebytes as sb
 from support.certificates import FINGERPRINTS
-from support.places import FIXTURES
 from support.siglist_rules import certificates_in
 from support.storemaker import SCENES, scene
 from support.varstored_model import LoadRefused, SetRefused, Status, VarstoredModel, signature_list_violations
 
 APPEND = sb.ATTRIBUTES_KEYS | sb.APPEND_WRITE
-NAMES = (
-    "setup_mode",
-    "ms2011",
-    "ms2011_dbx",
-    "windows_updated_db_windows",
-    "all2023",
-    "windows_only2011",
-    "custom_keys",
-    "ms2011_v1",
-    "wrong_owner_2023",
-    "oversized_dbx",
-    "large",
-)
-UPDATES = {
-    "DBUpdate2024": ("db", "windows-2023"),
-    "DBUpdate3P2023": ("db", "ms-uefi-2023"),
-    "DBUpdateOROM2023": ("db", "ms-uefi-rom-2023"),
-}
+UPDATES = fixtures.DB_UPDATES
 RULES = {
     ("KEK", "ms-kek-2011"): ("ms-kek-2023",),
     ("db", "windows-2011"): ("windows-2023",),
     ("db", "ms-uefi-2011"): ("ms-uefi-2023", "ms-uefi-rom-2023"),
 }
-
-
-@cache
-def index() -> dict[str, Any]:
-    path = FIXTURES / "stores" / "index.json"
-    if not path.exists():
-        pytest.skip(f"the fixture stores are not at {path}")
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
-
-
-def store(name: str) -> bytes:
-    expected = index()[name]["sha256"]
-    blob = base64.b64decode((FIXTURES / "stores" / f"{name}.b64").read_bytes(), validate=True)
-    assert hashlib.sha256(blob).hexdigest() == expected
-    return blob
-
-
-def update(name: str) -> bytes:
-    path = FIXTURES / "microsoft" / f"{name}.bin"
-    if not path.exists():
-        pytest.skip(f"Microsoft's signed updates are not at {path.parent}")
-    return path.read_bytes()
 
 
 def missing(variables: tuple[sb.Variable, ...]) -> dict[str, tuple[str, ...]]:
@@ -88,30 +44,30 @@ def test_scenes_miss_what_they_say(name: str) -> None:
 
 
 def test_every_fixture_store_is_known() -> None:
-    assert set(index()) == set(NAMES)
-    assert set(NAMES) <= set(SCENES)
+    assert set(fixtures.index()) == set(fixtures.STORES)
+    assert set(fixtures.STORES) <= set(SCENES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", fixtures.STORES)
 def test_fixture_stores_load_and_round_trip(name: str) -> None:
-    blob = store(name)
+    blob = fixtures.store(name)
     if name == "oversized_dbx":
         with pytest.raises(LoadRefused, match="63876"):
             VarstoredModel.load(blob)
         return
     model = VarstoredModel.load(blob)
-    assert model.version == index()[name]["version"]
-    assert list(model.names) == index()[name]["variables"][::-1]
+    assert model.version == fixtures.index()[name]["version"]
+    assert list(model.names) == fixtures.index()[name]["variables"][::-1]
     assert VarstoredModel.load(model.save()).save() == blob
-    assert missing(model.list()) == {key: tuple(value) for key, value in index()[name]["missing"].items()}
+    assert missing(model.list()) == {key: tuple(value) for key, value in fixtures.index()[name]["missing"].items()}
     for each in model.list():
         if each.name in ("PK", "KEK", "db", "dbx"):
             assert signature_list_violations(each.data, str(each.name)) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", fixtures.STORES)
 def test_scenes_are_like_the_fixtures(name: str) -> None:
-    expected, made = index()[name], scene(name)
+    expected, made = fixtures.index()[name], scene(name)
     assert [each.name for each in made.variables] == expected["variables"]
     assert made.certcheck == expected["certcheck"]
     assert made.missing == {key: tuple(value) for key, value in expected["missing"].items()}
@@ -120,20 +76,20 @@ def test_scenes_are_like_the_fixtures(name: str) -> None:
 
 
 def models(name: str) -> list[VarstoredModel]:
-    return [VarstoredModel.load(blob) for blob in (store(name), scene(name).blob)]
+    return [VarstoredModel.load(blob) for blob in (fixtures.store(name), scene(name).blob)]
 
 
 @pytest.mark.parametrize("file", UPDATES)
 @pytest.mark.parametrize("name", ["ms2011", "ms2011_dbx", "windows_only2011", "ms2011_v1", "large"])
 def test_microsofts_db_updates_apply_once(name: str, file: str) -> None:
-    signed = update(file)
+    signed = fixtures.update(file)
     for model in models(name):
         before = model.get("db", sb.IMAGE_SECURITY)
         assert model.set_variable("db", sb.IMAGE_SECURITY, APPEND, signed)
         after = model.get("db", sb.IMAGE_SECURITY)
         assert after.data.startswith(before.data)
         (added,) = certificates_in(after.data[len(before.data) :])
-        assert hashlib.sha256(added).hexdigest() == FINGERPRINTS[UPDATES[file][1]]
+        assert hashlib.sha256(added).hexdigest() == FINGERPRINTS[UPDATES[file]]
         assert after.time == before.time
         assert not model.set_variable("db", sb.IMAGE_SECURITY, APPEND, signed)
         assert model.get("db", sb.IMAGE_SECURITY) == after
@@ -143,12 +99,12 @@ def test_microsofts_db_updates_apply_once(name: str, file: str) -> None:
 def test_the_three_db_updates_leave_kek_missing() -> None:
     for model in models("ms2011"):
         for file in UPDATES:
-            assert model.set_variable("db", sb.IMAGE_SECURITY, APPEND, update(file))
+            assert model.set_variable("db", sb.IMAGE_SECURITY, APPEND, fixtures.update(file))
         assert missing(model.list()) == {"KEK": ("ms-kek-2023",)}
 
 
 def test_microsofts_dbx_update_makes_the_variable() -> None:
-    signed = update("DBXUpdate")
+    signed = fixtures.update("DBXUpdate")
     for model in models("ms2011"):
         assert model.set_variable("dbx", sb.IMAGE_SECURITY, APPEND, signed)
         made = model.get("dbx", sb.IMAGE_SECURITY)
@@ -158,13 +114,13 @@ def test_microsofts_dbx_update_makes_the_variable() -> None:
 
 
 def test_microsofts_dbx_update_finds_itself_in_the_fixture() -> None:
-    model = VarstoredModel.load(store("ms2011_dbx"))
-    assert not model.set_variable("dbx", sb.IMAGE_SECURITY, APPEND, update("DBXUpdate"))
+    model = VarstoredModel.load(fixtures.store("ms2011_dbx"))
+    assert not model.set_variable("dbx", sb.IMAGE_SECURITY, APPEND, fixtures.update("DBXUpdate"))
 
 
 @pytest.mark.parametrize("file", UPDATES)
 def test_under_a_wrong_owner_the_update_is_a_duplicate(file: str) -> None:
-    signed = update(file)
+    signed = fixtures.update(file)
     for model in models("wrong_owner_2023"):
         before = list(certificates_in(model.get("db", sb.IMAGE_SECURITY).data))
         assert model.set_variable("db", sb.IMAGE_SECURITY, APPEND, signed)
@@ -178,13 +134,13 @@ def test_without_microsofts_kek_the_updates_are_refused(file: str) -> None:
     name = "dbx" if file == "DBXUpdate" else "db"
     for model in models("custom_keys"):
         with pytest.raises(SetRefused, match="no chain"):
-            model.set_variable(name, sb.IMAGE_SECURITY, APPEND, update(file))
+            model.set_variable(name, sb.IMAGE_SECURITY, APPEND, fixtures.update(file))
 
 
 @pytest.mark.parametrize("file", [*UPDATES, "DBXUpdate"])
 @pytest.mark.parametrize("where", ["year", "second", "certificate of the signer", "signature", "payload"])
 def test_a_flipped_bit_in_microsofts_updates_is_refused(file: str, where: str) -> None:
-    signed = bytearray(update(file))
+    signed = bytearray(fixtures.update(file))
     (length,) = struct.unpack_from("<I", signed, 16)
     places = {"year": 0, "second": 6, "certificate of the signer": 0x200, "signature": 16 + length - 8, "payload": -1}
     signed[places[where]] ^= 1
@@ -196,7 +152,7 @@ def test_a_flipped_bit_in_microsofts_updates_is_refused(file: str, where: str) -
 
 def test_the_updates_are_signed_as_appends_only() -> None:
     for model in models("setup_mode"):
-        assert model.set_variable("db", sb.IMAGE_SECURITY, APPEND, update("DBUpdate2024"))
+        assert model.set_variable("db", sb.IMAGE_SECURITY, APPEND, fixtures.update("DBUpdate2024"))
     for model in models("ms2011"):
         with pytest.raises(SetRefused, match="SECURITY_VIOLATION"):
-            model.set_variable("db", sb.IMAGE_SECURITY, sb.ATTRIBUTES_KEYS, update("DBUpdate2024"))
+            model.set_variable("db", sb.IMAGE_SECURITY, sb.ATTRIBUTES_KEYS, fixtures.update("DBUpdate2024"))

@@ -2,7 +2,7 @@
 
 import binascii
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from varstore_companion.efi.outline import MAGIC
 from varstore_companion.errors import MalformedError
@@ -13,8 +13,8 @@ LIMIT = 1_048_576
 _BLANKS = b" \t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFile:
+# A named tuple for certcheck's start: see `siglist_outline.Place`.
+class StoreFile(NamedTuple):
     """What was read. `base64`: how it was written; `newline`: whether the text ended in one."""
 
     blob: bytes

@@ -6,6 +6,7 @@ Every length is checked here, once; every write of every VM comes through here.
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from varstore_companion.efi import layouts
 from varstore_companion.efi.names import readable
@@ -29,6 +30,12 @@ TOTAL_LIMIT = 131_072
 OVERHEAD = 128
 FILE_LIMIT = 131_072
 """Bytes of a saved store."""
+VOLATILE_TOTAL = 820
+"""Bytes of `TOTAL_LIMIT` that varstored's own volatile variables take while a VM runs (handler.c): SetupMode, AuditMode,
+DeployedMode and SecureBoot of one byte each, SignatureSupport of 64. They are not in the store."""
+
+_SHOWN = 128
+"""Bytes of a name that messages show: a guest chooses its names."""
 
 _u64_at = layouts.LENGTH.unpack_from
 
@@ -50,8 +57,8 @@ class Limit(StrEnum):
     FILE = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class Excess:
+# A named tuple for certcheck's start: see `siglist_outline.Place`.
+class Excess(NamedTuple):
     """A limit that a store breaks: which, where, how much there is and how much is allowed."""
 
     limit: Limit
@@ -109,10 +116,10 @@ class Outline:
     def duplicated(self) -> tuple[str, ...]:
         """The names, once each, of variables that stand in the store more than once."""
         counts = Counter(map(self.key, self.places))
-        return tuple(readable(name) for (name, _), count in counts.items() if count > 1)
+        return tuple(readable(name[:_SHOWN]) for (name, _), count in counts.items() if count > 1)
 
     def _text(self, name: int, name_end: int) -> str:
-        return readable(self.blob[name : min(name_end, name + 128)])
+        return readable(self.blob[name : min(name_end, name + _SHOWN)])
 
 
 def outline(blob: bytes) -> Outline:

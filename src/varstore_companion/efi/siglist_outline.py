@@ -1,7 +1,7 @@
 """Where the signature lists lie in a variable's data (UEFI 2.10, section 32.4.1), and what varstored accepts of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from varstore_companion.efi import guid, layouts
@@ -13,8 +13,9 @@ OWNER_SIZE = 16
 _DATA_SIZES = {kind.bytes_le: size for kind, size in guid.SIGNATURE_DATA_SIZES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+# Named tuples, here and in the other modules that certcheck starts with, where a value is small: it is a new process for
+# each store, and making a class takes a tenth of a millisecond instead of the two thirds of a frozen dataclass.
+class Place(NamedTuple):
     """Where one list lies in a variable's data; its signatures fill `body` to `end` exactly."""
 
     type: bytes

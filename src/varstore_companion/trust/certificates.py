@@ -40,11 +40,12 @@ def from_file(data: bytes) -> Iterator[bytes]:
     """
     if _PEM_BEGIN in data:
         try:
+            # Whole before the first is handed out: the filter of warnings is the process's, not this generator's.
             with warnings.catch_warnings(action="ignore"):
-                for certificate in x509.load_pem_x509_certificates(data):
-                    yield certificate.public_bytes(Encoding.DER)
+                found = [certificate.public_bytes(Encoding.DER) for certificate in x509.load_pem_x509_certificates(data)]
         except (ValueError, x509.InvalidVersion) as error:
             raise MalformedError("PEM", offset=data.index(_PEM_BEGIN), expected=f"certificates ({error})") from None
+        yield from found
     elif data[:2] == b"\x30\x82":
         yield data
     else:

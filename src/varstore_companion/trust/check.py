@@ -15,6 +15,9 @@ from varstore_companion.trust.state import CertificatesState
 
 _KEYS = {key.key: key for key in KeyVariable}
 
+MOST_REASONS = 16
+"""A hostile store can be wrong in thousands of places, and its reasons go into logs and messages."""
+
 
 class State(StrEnum):
     """What a report says overall. The first that holds, in this order."""
@@ -104,8 +107,10 @@ class Report:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the store is `damaged` or `unknown`, a line each."""
-        return (*map(str, self.damage), *map(str, self.excesses), *self.violations)
+        """Why the store is `damaged` or `unknown`, a line each; the first `MOST_REASONS`, and how many more."""
+        every = (*map(str, self.damage), *map(str, self.excesses), *self.violations)
+        more = len(every) - MOST_REASONS
+        return every if more <= 0 else (*every[:MOST_REASONS], f"and {more:,} more")
 
 
 def check(blob: bytes, manifest: Manifest) -> Report:

@@ -74,7 +74,21 @@ def parse(text: str, source: str) -> Manifest:
         raise table.error("rule", "at least one")
     if manifest.signature_owner in manifest.wrong_owners:
         raise table.error("wrong_owners", "owners other than signature_owner")
+    if len({certificate.sha256 for certificate in certificates.values()}) < len(certificates):
+        raise table.error("certificate", "each sha256 once")
+    _refuse_chains(manifest.rules, table)
     return manifest
+
+
+def _refuse_chains(rules: tuple[Rule, ...], table: Table) -> None:
+    """Refuse rules whose update would make another rule apply that it does not meet: one update has to be enough."""
+    for number, rule in enumerate(rules, 1):
+        for other in rules:
+            if other.variable is rule.variable and other.present in rule.required:
+                for lacking in other.required:
+                    if lacking != rule.present and lacking not in rule.required:
+                        expected = f"{lacking.name} too, which another rule requires beside {other.present.name}"
+                        raise table.error(f"rule[{number}].required", expected)
 
 
 def _certificate(name: str, table: Table) -> Certificate:

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from varstore_companion.efi import guid, siglist, siglist_outline
 from varstore_companion.efi.names import KeyVariable
-from varstore_companion.efi.outline import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, Outline
+from varstore_companion.efi.outline import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, VOLATILE_TOTAL, Outline
 from varstore_companion.efi.siglist_outline import OWNER_SIZE
 from varstore_companion.efi.store import Store, parse, parse_outline
 from varstore_companion.trust.certificates import Bodies
@@ -90,9 +90,9 @@ def dbx_headroom(report: Report) -> int | None:
 
 
 def _shared_room(outline: Outline) -> int:
-    """Bytes left in what all variables share, once dbx exists."""
+    """Bytes left in what all variables share while the VM runs, once dbx exists."""
     new_variable = 0 if outline.find(KeyVariable.DBX.key) else OVERHEAD + len(KeyVariable.DBX.key[0])
-    return min(TOTAL_LIMIT - outline.total, FILE_LIMIT - len(outline.blob)) - new_variable
+    return min(TOTAL_LIMIT - VOLATILE_TOTAL - outline.total, FILE_LIMIT - len(outline.blob)) - new_variable
 
 
 def _changes(report: Report, store: Store, manifest: Manifest, bodies: Bodies) -> tuple[list[Change], dict[int, bytes]]:

@@ -1,0 +1,1 @@
+"""What the program costs, each figure as a ratio to a yardstick measured in the same run: `make bench`."""

@@ -1,0 +1,75 @@
+"""The servers that are measured from outside: `python -m benchmarks.servers daemon|echo FOLDER`.
+
+Each says "ready" on standard error once its socket, `SOCKET` in the folder, answers.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from time import time
+from uuid import UUID
+
+import trio
+
+from benchmarks import stores
+from support.memory_toolstack import MemoryToolstack
+from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
+from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.session import CHUNK
+from varstore_companion.files import load_manifest
+from varstore_companion.journal.backups import Backups
+from varstore_companion.sources import Loaded
+from varstore_companion.trust.state import CertificatesState, Update
+
+SOCKET = "socket"
+VM = UUID("5b6d1f0a-9c3e-4a57-8f21-0d4c7e8b9a63")
+
+
+class ForgetfulToolstack(MemoryToolstack):
+    """Keeps no list of what was written, which would grow by a store each time."""
+
+    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+        self.writes.clear()
+        return await super().write(vm, store, update, expected=expected)
+
+
+async def daemon(folder: Path) -> None:
+    """The daemon with one attached VM, on a toolstack in memory. It logs as `serve` does, to nowhere."""
+    logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
+    toolstack = ForgetfulToolstack()
+    toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
+    host = Host(toolstack, load_manifest(), {}, Backups(folder / "backups"), time)
+    served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", folder / "control")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(served.run)
+        await served.attach(Attachment(VM, folder / SOCKET, None, DEFAULT_MODE, resume=False))
+        _ready()
+
+
+async def echo(folder: Path) -> None:
+    """The least that a trio server can do with what it receives: send it back."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        while data := await stream.receive_some(CHUNK):
+            await stream.send_all(data)
+
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listener:
+        await listener.bind(str(folder / SOCKET))
+        listener.listen()
+        async with trio.SocketListener(listener) as accepting:
+            _ready()
+            await trio.serve_listeners(serve, [accepting])
+
+
+def _ready() -> None:
+    sys.stderr.write("ready\n")
+
+
+def main(which: str, folder: str) -> None:
+    trio.run({"daemon": daemon, "echo": echo}[which], Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
