@@ -7,7 +7,7 @@ from binascii import a2b_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from varstore_companion.efi.outline import admit
+from varstore_companion.efi.outline import FILE_LIMIT, admit
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackRefusedError, UnknownVersionError
 
 EFI_VARIABLES = "EFI-variables"
@@ -73,7 +73,7 @@ def store_of(text: str) -> bytes:
 
 
 def check_store(store: bytes) -> None:
-    """See that varstored will load the store; one of a newer version is let through, as it is for a guest's own write.
+    """See that varstored will load the store; one of a newer version is let through, as for a guest's own write.
 
     Raises `ToolstackRefusedError` as `store_of` does.
     """
@@ -81,7 +81,8 @@ def check_store(store: bytes) -> None:
     try:
         admit(store)
     except UnknownVersionError:
-        return
+        if len(store) > FILE_LIMIT:
+            raise _not_supported(where, f"{len(store):,} bytes", f"at most {FILE_LIMIT:,}") from None
     except MalformedError as error:
         raise _invalid(where, store[:_SHOWN].hex(), f"not a store: {error}") from None
     except OverLimitError as error:

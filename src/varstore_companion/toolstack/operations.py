@@ -21,6 +21,7 @@ process for `unspecified`.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -59,14 +60,17 @@ class Operations(Database):
     ) -> None:
         super().__init__(path, derive=derive, busy_timeout=busy_timeout)
         self._rules = derive
-        upgrade.run(self._reader, self._writer, derive, progress)
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            upgrade.run(self._reader, self._writer, derive, progress)
+            on_failure.pop_all()
 
     # Reading
 
     def uuid_of(self, vm: UUID) -> UUID:
         """The VM of this uuid (xapi: `VM.get_by_uuid`); raises `ToolstackRefusedError` with `UUID_INVALID`, as xapi does."""
         with self._reader.reading() as connection:
-            if connection.execute("SELECT 1 FROM vm WHERE uuid = ?", (str(vm),)).fetchone() is None:
+            if not rows.exists(connection, vm):
                 raise ToolstackRefusedError("UUID_INVALID", f"there is no VM {vm}", ("VM", str(vm)))
         return vm
 
@@ -145,8 +149,8 @@ class Operations(Database):
         derived = rows.derived_field(store, self._rules, judged=judged, marked=False)
         with self._writer.writing() as connection:
             marked = metadata.state is CertificatesState.UPDATE_ON_BOOT or _auto_update(connection)
-            parent = metadata.snapshot_of
-            if parent is not None and not connection.execute("SELECT 1 FROM vm WHERE uuid = ?", (str(parent),)).fetchone():
+            parent = metadata.snapshot_of if metadata.kind is VmKind.SNAPSHOT else None
+            if parent is not None and not rows.exists(connection, parent):
                 parent = None
             rows.add(
                 connection,

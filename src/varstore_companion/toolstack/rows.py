@@ -80,6 +80,11 @@ def derived_field(store: bytes | None, derive: Derive, *, judged: bool, marked: 
     return with_mark(derive(store), marked=marked)
 
 
+def exists(connection: sqlite3.Connection, vm: UUID) -> bool:
+    """Whether there is such a VM."""
+    return connection.execute("SELECT 1 FROM vm WHERE uuid = ?", (str(vm),)).fetchone() is not None
+
+
 def find(connection: sqlite3.Connection, vm: UUID) -> Row:
     """Read a VM's row. Raises `ToolstackRefusedError` (`HANDLE_INVALID`)."""
     columns = connection.execute(f"SELECT {COLUMNS} FROM {SOURCE} WHERE vm.uuid = ?", (str(vm),)).fetchone()  # noqa: S608  constants
@@ -112,7 +117,7 @@ def add(
     For a UUID that is there already raises `ToolstackRefusedError` with `DUPLICATE_VM`, with which xapi refuses to restore
     a VM a second time (`UUID_INVALID` is xapi's word for a UUID that nothing has).
     """
-    if connection.execute("SELECT 1 FROM vm WHERE uuid = ?", (str(vm),)).fetchone():
+    if exists(connection, vm):
         raise ToolstackRefusedError("DUPLICATE_VM", f"there is already a VM {vm}", (str(vm),))
     connection.execute(
         "INSERT INTO vm (uuid, name, kind, firmware, snapshot_of, secureboot_certificates_state, state_of) "
