@@ -15,7 +15,7 @@ _MISSING = f"vm.state_of IS NULL AND vm.firmware = '{Firmware.UEFI}' AND vm.kind
     ", ".join(f"'{kind}'" for kind in sorted(NOT_JUDGED)) + ")"
 )
 _COUNT = f"SELECT count(*) FROM vm WHERE {_MISSING}"  # noqa: S608  constants
-_NEXT = f"SELECT {rows.COLUMNS} FROM {rows.SOURCE} WHERE {_MISSING} AND vm.uuid > ? ORDER BY vm.uuid LIMIT {BATCH}"  # noqa: S608  constants
+_NEXT = f"SELECT {rows.COLUMNS} FROM {rows.SOURCE} WHERE {_MISSING} AND vm.uuid > ? ORDER BY vm.uuid LIMIT ?"  # noqa: S608  constants
 # Only a field that nobody computed meanwhile, for the store that was looked at; a mark stays where it is still right.
 _FILL = """
     UPDATE vm SET state_of = :digest, secureboot_certificates_state =
@@ -36,7 +36,7 @@ def run(reader: Connection, writer: Connection, derive: Derive, progress: Callab
     done, after = 0, ""
     while done < total:
         with reader.reading() as connection:
-            found = [_filled(Row.of(columns), derive) for columns in connection.execute(_NEXT, (after,))]
+            found = [_filled(Row.of(columns), derive) for columns in connection.execute(_NEXT, (after, BATCH))]
         if not found:
             break
         with writer.writing() as connection:
