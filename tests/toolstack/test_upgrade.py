@@ -260,6 +260,21 @@ def test_a_mark_without_rules_meanwhile_is_not_lost(path: Path) -> None:
         assert operations.state(vm) is ON_BOOT
 
 
+def test_a_store_written_without_rules_meanwhile_is_looked_at_the_next_time(path: Path) -> None:
+    vm = uuid4()
+    make_version_1(path, [(vm, new_store(), OK)])
+
+    def interrupted(store: bytes) -> CertificatesState:
+        with Database(path) as other:
+            other.write(vm, old_store(), Update.NO)
+        return derive(store)
+
+    with Operations(path, interrupted) as operations:
+        assert (operations.state(vm), operations.record(vm).stale) == (OK, True)
+    with Operations(path, derive) as operations:
+        assert (operations.state(vm), operations.record(vm).stale) == (AVAILABLE, False)
+
+
 def test_a_file_that_stays_locked_is_unavailable_and_nothing_is_lost(path: Path) -> None:
     expected = _hundred(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
