@@ -15,7 +15,7 @@ from support.old_databases import make_version_1
 from support.processes import TESTS, python
 from support.vms import AVAILABLE, OK, ON_BOOT, derive, new_store, old_store
 from varstore_companion.errors import ToolstackUnavailableError
-from varstore_companion.toolstack import upgrade
+from varstore_companion.toolstack import schema, upgrade
 from varstore_companion.toolstack.database import Database
 from varstore_companion.toolstack.interface import Alert
 from varstore_companion.toolstack.nvram import Nvram
@@ -131,7 +131,7 @@ def test_progress_is_told_batch_by_batch(path: Path, monkeypatch: pytest.MonkeyP
 UPGRADER = f"""{TESTS}
 from pathlib import Path
 from support.vms import derive
-from varstore_companion.toolstack import upgrade
+from varstore_companion.toolstack import schema, upgrade
 from varstore_companion.toolstack.operations import Operations
 upgrade.BATCH = 10
 last = int(sys.argv[2])
@@ -172,6 +172,50 @@ def test_an_upgrade_killed_anywhere_is_gone_on_with(path: Path) -> None:
         assert {vm.uuid: vm.state for vm in operations.summaries()} == expected
         assert not any(vm.stale for vm in operations.summaries())
     assert told[-1] == (left, left)
+
+
+def test_an_upgrade_killed_while_it_runs_is_gone_on_with(path: Path) -> None:
+    expected = _hundred(path)
+    code = UPGRADER.replace("upgrade.BATCH = 10", "upgrade.BATCH = 1")
+    done = 0
+    while done < 60:
+        with python(code, path, 99) as (process, _, said):
+            for _ in range(7):
+                said.readline()
+            # It is somewhere in the next ones by now.
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert 100 - _missing(path) >= done + 7
+        done = 100 - _missing(path)
+    with Operations(path, derive) as operations:
+        assert {vm.uuid: vm.state for vm in operations.summaries()} == expected
+
+
+SCHEMA_KILLER = """
+import os, sys
+from pathlib import Path
+from varstore_companion.toolstack import schema
+from varstore_companion.toolstack.database import Database
+def killed(*, strict):
+    for number, statement in enumerate(schema.second_version(strict=strict)):
+        if number == int(sys.argv[2]):
+            os.kill(os.getpid(), 9)
+        yield statement
+schema.STEPS = (schema.first_version, killed)
+Database(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("statement", range(len(schema.second_version(strict=True))))
+def test_killed_between_the_statements_of_the_schema_the_file_is_as_it_was(path: Path, statement: int) -> None:
+    vm = uuid4()
+    make_version_1(path, [(vm, old_store(), ON_BOOT)])
+    with python(SCHEMA_KILLER, path, statement) as (process, _, _):
+        assert process.wait() == -signal.SIGKILL
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    with Operations(path, derive) as operations:
+        assert operations.state(vm) is ON_BOOT
 
 
 def test_killed_before_anything_was_computed_the_file_is_whole(path: Path) -> None:

@@ -239,7 +239,8 @@ class Database:
                 state, state_of = self._derived(row, row.store, self._derive), rows.digest_of(row.store)
             refused = state is CertificatesState.OK
             state = state if refused else wanted
-            rows.set_field(connection, vm, state=state, state_of=state_of, generation=row.generation)
+            if (state, state_of) != (row.state, row.state_of):
+                rows.set_field(connection, vm, state=state, state_of=state_of, generation=row.generation)
         if refused:
             why = f"VM {vm} has no update to mark: its state is {CertificatesState.OK}"
             raise ToolstackRefusedError("OPERATION_NOT_ALLOWED", why)
