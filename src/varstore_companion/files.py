@@ -15,11 +15,11 @@ MANIFEST_LIMIT = 262_144
 
 
 def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a file of at most `limit` bytes. Raises `OSError`, and `MalformedError` for one that is larger."""
+    """Read a file of at most `limit` bytes. Raises `OSError`, and `MalformedError`, without its name, for a larger one."""
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise MalformedError(os.fspath(path), offset=limit, expected=f"at most {limit:,} bytes")
+        raise MalformedError("file", offset=limit, expected=f"at most {limit:,} bytes")
     return data
 
 

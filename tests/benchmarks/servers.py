@@ -14,6 +14,7 @@ import trio
 
 from benchmarks import stores
 from support.memory_toolstack import MemoryToolstack
+from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon
@@ -41,7 +42,8 @@ async def daemon(folder: Path) -> None:
     toolstack = ForgetfulToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
     host = Host(toolstack, load_manifest(), {}, Backups(folder / "backups"), time)
-    served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", folder / "control")
+    control = listen.bind(folder / "control", mode=0o600)
+    served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", control)
     async with trio.open_nursery() as nursery:
         await nursery.start(served.run)
         await served.attach(Attachment(VM, folder / SOCKET, None, DEFAULT_MODE, resume=False))

@@ -93,12 +93,12 @@ def test_a_hostile_store_is_answered_and_the_reason_told(name: str, tmp_path: Pa
     ("content", "reason"),
     [
         (b"", "24 bytes of header, found 0 bytes in all"),
-        (b"not base64!", "the magic VARS or base64 text"),
-        (b"VkFSUw=", "the magic VARS or base64 text"),
-        (b"VkFSUw==\0", "the magic VARS or base64 text"),
+        (b"not base64!", "expected base64 text, or a raw store"),
+        (b"VkFSUw=", "expected base64 text, or a raw store"),
+        (b"VkFSUw==\0", "expected base64 text, or a raw store"),
         (b"VkFSUw==", "24 bytes of header, found 4 bytes in all"),
         (b"VARS", "24 bytes of header, found 4 bytes in all"),
-        (b"\xef\xbb\xbfVkFSUw==", "the magic VARS or base64 text"),
+        (b"\xef\xbb\xbfVkFSUw==", "expected base64 text, or a raw store"),
         (bytes(2 * 1024 * 1024), "at most 1,048,576 bytes"),
         (b"VARS" + bytes(2 * 1024 * 1024), "at most 1,048,576 bytes"),
     ],
@@ -183,7 +183,7 @@ def test_standard_input_is_bounded(monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert certcheck.main(["-"]) is ExitCode.FINE
     printed = capsys.readouterr()
     assert printed.out == "unknown\n"
-    assert "standard input at offset 1048576: expected at most 1,048,576 bytes" in printed.err
+    assert "input at offset 1048576: expected at most 1,048,576 bytes" in printed.err
 
 
 def test_a_broken_manifest_is_a_failure_not_an_answer(

@@ -11,7 +11,6 @@ import trio
 
 from varstore_companion.errors import (
     ToolstackConflictError,
-    ToolstackError,
     ToolstackRefusedError,
     ToolstackUnavailableError,
 )
@@ -61,7 +60,7 @@ class MemoryToolstack:
         self.calls: Counter[Call] = Counter()
         self.counters: Counter[str] = Counter()
         self.closed = False
-        self._prepared: dict[Call, deque[tuple[When, ToolstackError | Hang]]] = {
+        self._prepared: dict[Call, deque[tuple[When, Exception | Hang]]] = {
             "read": deque(),
             "write": deque(),
             "mark": deque(),
@@ -78,8 +77,8 @@ class MemoryToolstack:
             raise ToolstackRefusedError("DUPLICATE_VM", f"there is already a VM {vm}")
         self.vms[vm] = VmRecord(store, state, 0)
 
-    def fail_next(self, call: Call, *errors: ToolstackError, when: When = "before") -> None:
-        """Make the next calls of this kind raise `errors`, one each."""
+    def fail_next(self, call: Call, *errors: Exception, when: When = "before") -> None:
+        """Make the next calls of this kind raise `errors`, one each; one that is not ours stands for a bug."""
         self._prepared[call].extend((when, error) for error in errors)
 
     def hang_next(self, call: Call, *, when: When = "before") -> Hang:
@@ -147,7 +146,7 @@ class MemoryToolstack:
             raise ToolstackRefusedError("HANDLE_INVALID", f"there is no VM {vm}") from None
 
 
-async def _meet(what: ToolstackError | Hang | None) -> None:
+async def _meet(what: Exception | Hang | None) -> None:
     if isinstance(what, Hang):
         what.reached.set()
         await what.release.wait()

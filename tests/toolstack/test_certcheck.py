@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from support.storebytes import make_store
 from varstore_companion.toolstack import certcheck as module
 from varstore_companion.toolstack.certcheck import Certcheck, CertcheckResult, default_command
 from varstore_companion.trust.state import CertificatesState
@@ -235,9 +236,23 @@ def test_the_program_beside_python_comes_first(tmp_path: Path, monkeypatch: pyte
         folder.mkdir()
     monkeypatch.setattr(sys, "executable", str(beside / "python"))
     monkeypatch.setenv("PATH", str(on_path))
-    assert default_command() == (module.PROGRAM,)
+    assert default_command()[0] == str(beside / "python")
     for folder in (on_path, beside):
         program = folder / module.PROGRAM
         program.write_text("#!/bin/sh\n")
         program.chmod(0o700)
         assert default_command() == (str(program),)
+
+
+async def test_without_a_script_it_is_this_packages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = tmp_path / "python"
+    bare.symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(bare))
+    command = default_command()
+    assert command[0] == str(bare)
+    monkeypatch.undo()
+    assert await Certcheck([sys.executable, *command[1:]]).run(make_store([])) == CertcheckResult(OK)
+    unreadable = await Certcheck([sys.executable, *command[1:]]).run(b"no store")
+    assert unreadable.warning is not None
+    assert "answered b'unknown'" in unreadable.warning

@@ -141,6 +141,13 @@ def test_a_revocation_by_the_hash_of_the_certificate_is_found() -> None:
     assert Code.REVOKED not in codes(make_store([*complete, sb.dbx_variable(revoked)]))
 
 
+def test_a_store_cut_before_pk_is_not_said_to_be_in_setup_mode() -> None:
+    """Invariant 11: what was not read is not known to be absent."""
+    keys = Keys().variables()
+    cut = make_store([*keys[1:], keys[0]])[:-1]
+    assert {each.code for each in found(cut, own_manifest())} == {Code.DAMAGED, Code.SPACE}
+
+
 def test_a_wrong_owner_counts_on_certificates_that_the_manifest_knows_only() -> None:
     tenants = sb.x509_list(own("a certificate that nobody names"), sb.OWNER_WRONG)
     assert Code.WRONG_OWNER not in [each.code for each in found(make_store([sb.db_variable(tenants)]), own_manifest())]
@@ -168,3 +175,8 @@ def test_the_headroom_is_that_of_the_running_varstored() -> None:
     room = sb.TOTAL_LIMIT - 820 - used - 128 - 6
     (space,) = [each for each in found(make_store(filler)) if each.code is Code.SPACE]
     assert space.detail == f"{used:,} of 131,072 bytes are used, and {room:,} can be appended to dbx"
+
+
+def test_a_variable_that_stands_twice_is_told() -> None:
+    told = found(hostile("plain_twice").blob)
+    assert Finding(Code.DUPLICATE, "variable BootOrder stands in the store more than once") in told

@@ -118,8 +118,17 @@ def test_a_hostile_store_is_left_as_it_is(name: str) -> None:
     assert_untouched(result, made.blob)
 
 
-@pytest.mark.parametrize("twice", ["PK", "KEK", "db", "dbx", "BootOrder"])
-def test_a_variable_that_stands_twice_is_refused(twice: str) -> None:
+def test_another_variable_that_stands_twice_hinders_nothing() -> None:
+    """varstored loads it, and the update leaves it as it is (invariant 3)."""
+    blob = make_store([PLAIN, *Keys().variables(), PLAIN])
+    result = own_plan(blob)
+    assert result.refused is None
+    assert result.after.state is State.OK
+    assert result.store.count(PLAIN.raw_name) == blob.count(PLAIN.raw_name) == 2
+
+
+@pytest.mark.parametrize("twice", ["PK", "KEK", "db", "dbx"])
+def test_a_key_variable_that_stands_twice_is_refused(twice: str) -> None:
     """Which of the two counts turns with each load: adding to one would be undone by the next."""
     held = [PLAIN, *Keys(dbx=sb.sha256_list([bytes(32)])).variables()]
     blob = make_store([*held, next(each for each in held if each.name == twice)])

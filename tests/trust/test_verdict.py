@@ -90,6 +90,13 @@ def test_the_order_and_the_grouping_of_entries_are_no_change() -> None:
         assert verdicts(make_store([sb.db_variable(apart)]), make_store([sb.db_variable(after)])) == {Update.NO}
 
 
+def test_the_order_of_many_entries_is_no_change() -> None:
+    """Invariant 7."""
+    hashes = [hashlib.sha256(b"%d" % number).digest() for number in range(300)]
+    before, after = (make_store([sb.db_variable(sha256_list(each))]) for each in (hashes, hashes[::-1]))
+    assert verdicts(before, after) == {Update.NO}
+
+
 def test_an_entry_that_is_added_again_is_no_change() -> None:
     """Invariant 7."""
     again = Keys(("old-kek", "old-kek"), ("old-db", "old-other", "old-db"))
@@ -216,6 +223,7 @@ def test_a_guest_that_updates_itself_ends_at_yes() -> None:
 def test_keys_that_did_not_change_are_not_read_again() -> None:
     before = read_keys(outline(store(OLD)))
     assert read_keys(outline(store(OLD, PLAIN)), before) is before
+    assert read_keys(outline(VarstoredModel.load(store(OLD, PLAIN)).save()), before) is before
     assert read_keys(outline(store(HALF)), before).members != before.members
 
 

@@ -1,16 +1,13 @@
 """`apply FILE -o OUT`: the updated store, in the form in which the old one was read."""
 
-import os
 import sys
-from pathlib import Path
 
-from varstore_companion.cli import output, store_file
+from varstore_companion.cli import out_file, output, store_file
 from varstore_companion.cli import plan as plan_command
 from varstore_companion.cli.arguments import STORE_FILE, add_json, parser
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.cli.named import named
-from varstore_companion.cli.rules import add_sources, load_rules
-from varstore_companion.journal import files
+from varstore_companion.cli.rules import add_sources, load_rules, report_problems
 from varstore_companion.trust.check import State
 from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import plan
@@ -19,8 +16,9 @@ EXAMPLES = """\
   varstore-companion apply /run/nvram.b64 -o /run/nvram.new
   varstore-companion apply - -o - < old.bin > new.bin
 
-OUT is written whole or not at all; a store without anything to do is written as it is. The exit code is 0 when OUT was
-written, 1 when the update was refused, and 2 for a store that varstored cannot read."""
+OUT is written whole or not at all, and may be FILE; a store without anything to do is written as it is. A symbolic link to
+a file is refused rather than followed or replaced. The exit code is 0 when OUT was written, 1 when the update was refused,
+and 2 for a store that varstored cannot read."""
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -38,33 +36,18 @@ def main(arguments: list[str]) -> ExitCode:
         source = store_file.read(options.file)
     planned = plan(source.blob, manifest, loaded.bodies, headroom=options.headroom)
     if planned.refused is None:
-        _write(options.output, source.encode(planned.store))
+        out_file.write(options.output, source.encode(planned.store))
+    else:
+        report_problems("apply", loaded)
     described = describe_plan(planned)
     if options.json:
         output.print_json(described)
     elif options.output != "-":
         plan_command.show(options.file, described)
+        if planned.refused is None:
+            output.line(f"  written to {options.output}")
     elif planned.refused is not None:
         sys.stderr.write(f"varstore-companion apply: {options.file}: refused: {planned.refused}\n")
     if planned.before.state in (State.DAMAGED, State.UNKNOWN):
         return ExitCode.UNUSABLE
     return ExitCode.FINE if planned.refused is None else ExitCode.NO
-
-
-def _write(name: str, data: bytes) -> None:
-    if name == "-":
-        sys.stdout.buffer.write(data)
-        return
-    path = Path(name)
-    if path.exists() and not path.is_file():
-        # A device or a pipe takes no rename over it.
-        with path.open("wb") as file:
-            file.write(data)
-        return
-    files.write(path, data, mode=path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

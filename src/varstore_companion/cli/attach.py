@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from varstore_companion.cli import output
-from varstore_companion.cli.arguments import add_control, add_json, number, parser, uuid
+from varstore_companion.cli.arguments import add_control, add_json, number, parser, socket_path, uuid
 from varstore_companion.cli.client import control
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.wire import messages
@@ -23,14 +23,14 @@ def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
     parse = parser("attach", "Have the daemon make a VM's socket and serve it.", EXAMPLES)
     parse.add_argument("--vm", type=uuid, required=True, metavar="UUID", help="the VM")
-    parse.add_argument("--socket", type=Path, required=True, metavar="PATH", help="the socket to make")
+    parse.add_argument("--socket", type=socket_path, required=True, metavar="PATH", help="the socket to make")
     parse.add_argument("--gid", type=number, metavar="N", help="its group")
     parse.add_argument("--mode", type=partial(number, base=8, most=MAX_MODE), metavar="OCTAL", help="its permissions (0660)")
     parse.add_argument("--resume", action="store_true", help="the VM resumes or migrates: no read through it is a cold boot")
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)
-    path = options.socket.absolute()
+    path: Path = options.socket
     with control(options.control) as client:
         request = messages.Attach(options.vm, os.fsencode(path), options.gid, options.mode, None, options.resume or None)
         answer = client.call(request)

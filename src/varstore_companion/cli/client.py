@@ -10,7 +10,7 @@ from uuid import UUID
 from varstore_companion import __version__
 from varstore_companion.errors import CompanionError
 from varstore_companion.wire.connection import Answer, Connection, Failure
-from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.errors import ErrorCode, RemoteProtocolError
 from varstore_companion.wire.messages import AnswerMessage, ClientKind, Hello, RequestMessage, Socket
 from varstore_companion.wire.states import Role
 
@@ -20,7 +20,7 @@ CHUNK = 65_536
 
 
 class ConnectError(CompanionError):
-    """There is no daemon, or it does not speak to us."""
+    """There is no daemon, or it does not speak to us. Names the socket."""
 
 
 class RequestFailedError(CompanionError):
@@ -70,8 +70,16 @@ class Client:
 
     def call(self, request: RequestMessage) -> AnswerMessage:
         """Make one request and wait for its answer."""
+        try:
+            return self._call(request)
+        except RemoteProtocolError as error:
+            raise ConnectError(f"{self._path}: what answers there is no daemon of ours: {error}") from None
+        except TimeoutError:
+            raise ConnectError(f"{self._path}: no answer within {self._socket.gettimeout():g} s") from None
+
+    def _call(self, request: RequestMessage) -> AnswerMessage:
         request_id, frame = self._connection.request(request)
-        with suppress(BrokenPipeError):  # the daemon may have said why before it closed
+        with suppress(BrokenPipeError, ConnectionResetError):  # the daemon may have said why before it closed
             self._socket.sendall(frame)
         while True:
             for event in self._connection.events():
@@ -84,8 +92,6 @@ class Client:
                     raise ConnectError(f"{self._path}: the daemon closed the connection")
             try:
                 data = self._socket.recv(CHUNK)
-            except TimeoutError:
-                raise ConnectError(f"{self._path}: no answer within {self._socket.gettimeout():g} s") from None
             except ConnectionResetError:
                 data = b""
             if data:

@@ -74,6 +74,7 @@ class Story:
         self.steps.append(step)
         if not self._quiet:
             output.line(output.coloured(f"{len(self.steps)}. {title}", "bold"))
+            output.flush()
         try:
             yield step
         except CompanionError as error:
@@ -151,7 +152,7 @@ def _boot(story: Story, host: Host, vm: UUID, old: Store, manifest: Manifest) ->
         before = old.build()
         with _varstored(host, vm) as client:
             answer = _get(client)
-        step.expect("outcome", answer.outcome.name.lower(), Outcome.UPDATED.name.lower())
+        _expect_updated(step, answer)
         after = answer.store or b""
         planned = host.run("plan", "--vm", str(vm), "--control", str(host.control))
         step.expect("report", planned["state_before"], "ok")
@@ -195,7 +196,7 @@ def _fail_at_boot(story: Story, host: Host, vm: UUID, old: Store) -> None:
     with story.step("It boots again with the toolstack back: the mark was kept, and the update is made") as step:
         with _varstored(host, vm) as client:
             answer = _get(client)
-        step.expect("outcome", answer.outcome.name.lower(), Outcome.UPDATED.name.lower())
+        _expect_updated(step, answer)
         shown = host.run("vm", "show", str(vm), "--state-dir", str(host.state_dir))
         step.expect("field", shown["secureboot_certificates_state"], "ok")
 
@@ -251,6 +252,12 @@ def _get(client: Client) -> messages.GetStoreAnswer:
     if not isinstance(answer, messages.GetStoreAnswer):
         raise StepError(f"GET_STORE was answered with {type(answer).__name__}")
     return answer
+
+
+def _expect_updated(step: Step, answer: messages.GetStoreAnswer) -> None:
+    if answer.detail is not None:
+        step.saw("reason", answer.detail)
+    step.expect("outcome", answer.outcome.name.lower(), Outcome.UPDATED.name.lower())
 
 
 def _put(client: Client, store: Store) -> Verdict:

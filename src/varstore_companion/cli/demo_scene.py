@@ -167,4 +167,5 @@ def _wait_until_ready(control: Path, process: subprocess.Popen[bytes], log: Path
             sleep(0.02)
         else:
             return
-    raise StepError(f"the daemon did not become ready: {log.read_text(errors='replace').strip()}")
+    said = log.read_text(errors="replace").splitlines()[-1:]
+    raise StepError(f"the daemon did not become ready: {' '.join(said)}")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from varstore_companion.cli import output
-from varstore_companion.cli.arguments import add_control, add_json, parser
+from varstore_companion.cli.arguments import add_control, add_json, parser, socket_path
 from varstore_companion.cli.client import control
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.wire import messages
@@ -15,11 +15,11 @@ EXAMPLES = "  varstore-companion detach --socket /var/run/xen/varstored-root-7/v
 def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
     parse = parser("detach", "Have the daemon stop serving a socket, and remove it. Repeating it is harmless.", EXAMPLES)
-    parse.add_argument("--socket", type=Path, required=True, metavar="PATH", help="the socket")
+    parse.add_argument("--socket", type=socket_path, required=True, metavar="PATH", help="the socket")
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)
-    path = options.socket.absolute()
+    path: Path = options.socket
     with control(options.control) as client:
         answer = client.call(messages.Detach(os.fsencode(path)))
     already = isinstance(answer, messages.DetachAnswer) and answer.already

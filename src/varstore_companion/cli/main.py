@@ -4,9 +4,11 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from io import TextIOWrapper
 from typing import cast
 
 from varstore_companion import __version__
+from varstore_companion.cli import output
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.errors import CompanionError
 
@@ -45,36 +47,59 @@ input that cannot be read.
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        (sys.stdout if arguments else sys.stderr).write(usage())
-        return ExitCode.FINE if arguments else ExitCode.UNUSABLE
-    if arguments[0] == "--version":
-        sys.stdout.write(f"{PROGRAM} {__version__}\n")
-        return ExitCode.FINE
+    program = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in COMMANDS else PROGRAM
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            output.flush()
+    except BrokenPipeError:
+        return ExitCode.UNREAD
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except CompanionError as error:
+        text = str(error)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    sys.stderr.write(f"{program}: {text}\n")
+    return ExitCode.UNUSABLE
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        sys.stderr.write(usage())
+        return ExitCode.UNUSABLE
     name, *rest = arguments
+    if name in ("-h", "--help"):
+        output.line(usage().rstrip())
+        return ExitCode.FINE
+    if name == "--version":
+        output.line(f"{PROGRAM} {__version__}")
+        return ExitCode.FINE
     if name not in COMMANDS:
         sys.stderr.write(f"{PROGRAM}: {name!r} is not a command: expected one of {', '.join(COMMANDS)}\n")
         return ExitCode.UNUSABLE
     command = cast("Callable[[list[str]], ExitCode]", import_module(f"varstore_companion.cli.{name}").main)
     try:
-        code = command(rest)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FINE
-    except KeyboardInterrupt:
-        return 130
-    except CompanionError as error:
-        sys.stderr.write(f"{PROGRAM} {name}: {error}\n")
-        return ExitCode.UNUSABLE
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"{PROGRAM} {name}: {where}{error.strerror or error}\n")
-        return ExitCode.UNUSABLE
-    return code
+        return command(rest)
+    except SystemExit as done:
+        # argparse ends so after --help and for wrong usage; its output has to be handed over like any other.
+        return ExitCode.FINE if done.code is None else int(done.code)
 
 
 def run() -> None:
     """Entry point of the script."""
+    _prepare_streams()
     sys.exit(main(sys.argv[1:]))
+
+
+def _prepare_streams() -> None:
+    # A stream that was closed before the program began is None here: writing to it has to be an error like any other, and no
+    # file that is opened later may get its number.
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Paths need not be text, and not every terminal's encoding has every character.
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from varstore_companion.errors import CompanionError, MalformedError
+from varstore_companion.errors import CompanionError, MalformedError, OverLimitError
 
 
 class InputError(CompanionError):
@@ -12,8 +12,15 @@ class InputError(CompanionError):
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Put `name` before the errors of reading it."""
+    """Put `name`, or what `-` stands for, before the errors of reading it: as `InputError`."""
     try:
         yield
-    except MalformedError as error:
-        raise InputError(f"{'standard input' if name == '-' else name}: {error}") from None
+    except (MalformedError, OverLimitError) as error:
+        raise InputError(f"{shown(name)}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{shown(name)}: {error.strerror}") from None
+
+
+def shown(name: str) -> str:
+    """The name of an input for people."""
+    return "standard input" if name == "-" else name or "''"

@@ -8,7 +8,7 @@ from varstore_companion.cli.arguments import STORE_FILE, add_control, add_json, 
 from varstore_companion.cli.client import control
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.cli.named import InputError, named
-from varstore_companion.cli.rules import add_sources, load_rules
+from varstore_companion.cli.rules import add_sources, load_rules, report_problems
 from varstore_companion.trust.check import State
 from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import plan
@@ -22,6 +22,8 @@ EXAMPLES = """\
 Nothing is changed. The exit code is 0 when there is nothing to do, 1 when an update is needed or refused, and 2 for a store
 that varstored cannot read."""
 
+_OWN_RULES = ("manifest", "auth_dir", "certificates", "headroom")
+
 
 def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
@@ -34,6 +36,8 @@ def main(arguments: list[str]) -> ExitCode:
     options = parse.parse_args(arguments)
     if (options.file is None) == (options.vm is None):
         parse.error("expected FILE or --vm UUID, and not both")
+    if options.vm is not None and any(getattr(options, name) != parse.get_default(name) for name in _OWN_RULES):
+        parse.error("--vm asks the daemon, which plans with its own rules and certificates")
     if options.vm is not None:
         with control(options.control) as client:
             answer = client.call(messages.Plan(options.vm))
@@ -45,6 +49,8 @@ def main(arguments: list[str]) -> ExitCode:
         with named(options.file):
             blob = store_file.read(options.file).blob
         name, planned = options.file, describe_plan(plan(blob, manifest, loaded.bodies, headroom=options.headroom))
+        if planned["refused"] is not None:
+            report_problems("plan", loaded)
     if options.json:
         output.print_json(planned)
     else:

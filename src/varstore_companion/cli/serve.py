@@ -13,6 +13,7 @@ from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.daemon import config
 from varstore_companion.daemon import main as daemon
 from varstore_companion.daemon.config import Settings
+from varstore_companion.efi.names import printable
 
 EXAMPLES = """\
   varstore-companion serve
@@ -20,6 +21,14 @@ EXAMPLES = """\
   varstore-companion serve --control /tmp/vc/control.sock --state-dir /tmp/vc/state
 
 It runs until SIGTERM or SIGINT. Log lines go to standard error."""
+
+
+class OneLine(logging.Formatter):
+    """A record is one line, whatever a guest or a toolstack put into its text; a traceback of ours follows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the standard library's name
+        """The line."""
+        return printable(super().formatMessage(record))
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -36,6 +45,8 @@ def main(arguments: list[str]) -> ExitCode:
     options = parse.parse_args(arguments)
     settings = Settings() if options.config is None else config.load(options.config)
     given = {name: value for name, value in vars(options).items() if name != "config" and value is not None}
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     trio.run(daemon.serve, replace(settings, **given))
     return ExitCode.FINE

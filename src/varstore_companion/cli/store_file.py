@@ -1,6 +1,8 @@
 """A store in a file: base64 text, as the toolstack keeps it, or the raw bytes."""
 
 import binascii
+import errno
+import os
 import sys
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from varstore_companion.files import read_file
 LIMIT = 1_048_576
 """Bytes of a file: a store varstored loads has at most 131,072, and one that grew too far is still to be reported on."""
 _BLANKS = b" \t\r\n"
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 # A named tuple for certcheck's start: see `siglist_outline.Place`.
@@ -34,9 +37,11 @@ def read(name: str) -> StoreFile:
     Raises `OSError`, and `MalformedError`, which names the offset, for what is neither a raw store nor base64 text.
     """
     if name == "-":
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         data = sys.stdin.buffer.read(LIMIT + 1)
         if len(data) > LIMIT:
-            raise MalformedError("standard input", offset=LIMIT, expected=f"at most {LIMIT:,} bytes")
+            raise MalformedError("input", offset=LIMIT, expected=f"at most {LIMIT:,} bytes")
     else:
         data = read_file(name, LIMIT)
     return decode(data)
@@ -50,5 +55,12 @@ def decode(data: bytes) -> StoreFile:
     try:
         blob = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
-        raise MalformedError("store", offset=0, expected=f"the magic {MAGIC.decode()} or base64 text ({error})") from None
+        expected = f"base64 text, or a raw store, which begins with {MAGIC.decode()} ({error})"
+        raise MalformedError("store", offset=_broken_at(data), expected=expected) from None
     return StoreFile(blob, base64=True, newline=data.endswith(b"\n"))
+
+
+def _broken_at(data: bytes) -> int:
+    """Where base64 text goes wrong: at the first byte that cannot be in it, else where its padding is, or should be."""
+    strange = data.translate(None, delete=_ALPHABET + b"=" + _BLANKS)
+    return data.index(strange[:1]) if strange else (data + b"=").index(b"=")

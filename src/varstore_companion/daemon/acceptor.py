@@ -112,6 +112,9 @@ class Acceptor:
     async def _serve(self, session: Session) -> None:
         try:
             await session.run()
+        except Exception:
+            # Whatever a peer found, it ends its own connection and no other VM's.
+            log.exception("%s a connection ended in a bug", self._who)
         finally:
             self._sessions.discard(session)
             self._places.left += 1

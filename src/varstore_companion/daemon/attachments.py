@@ -10,6 +10,7 @@ from uuid import UUID
 
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.journal import files
+from varstore_companion.wire.limits import MAX_GID, MAX_MODE
 
 FORMAT = 1
 DEFAULT_MODE = 0o660
@@ -50,7 +51,7 @@ def load(path: Path) -> tuple[Attachment, ...]:
         if document["format"] != FORMAT:
             raise ConfigurationError(f"{path}: format {document['format']}: expected {FORMAT}, which this version reads")
         return tuple(_attachment(entry) for entry in document["attachments"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None
 
 
@@ -61,7 +62,7 @@ def save(path: Path, attachments: Iterable[Attachment]) -> None:
 
 
 def _attachment(entry: Any) -> Attachment:  # noqa: ANN401  what json gives
-    gid = entry["gid"]
-    return Attachment(
-        UUID(entry["vm"]), Path(entry["path"]), None if gid is None else int(gid), int(entry["mode"], 8), bool(entry["resume"])
-    )
+    gid, mode, path = entry["gid"], int(entry["mode"], 8), entry["path"]
+    if not (gid is None or (isinstance(gid, int) and 0 <= gid <= MAX_GID)) or not 0 <= mode <= MAX_MODE or "\0" in path:
+        raise ValueError(f"an attachment that cannot be: {entry}")
+    return Attachment(UUID(entry["vm"]), Path(path), gid, mode, bool(entry["resume"]))

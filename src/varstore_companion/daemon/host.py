@@ -53,5 +53,8 @@ class Host:
                     await self.toolstack.alert(vm, alert)
                 except ToolstackError as error:
                     log.warning("vm=%s alert %s could not be delivered: %s", vm, alert.name, error)
+                except Exception:
+                    # One alert that meets a bug must not end the daemon.
+                    log.exception("vm=%s alert %s could not be delivered", vm, alert.name)
             if scope.cancelled_caught:
                 log.warning("vm=%s alert %s could not be delivered within %g s", vm, alert.name, ALERT_SECONDS)

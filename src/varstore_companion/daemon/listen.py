@@ -1,5 +1,6 @@
 """Unix sockets: bound so that they appear whole, with their mode and group, over what a crash left behind."""
 
+import errno
 import os
 import socket
 import stat
@@ -70,21 +71,35 @@ def _bind_in(folder: int, listener: socket.socket, name: str, mode: int, gid: in
     temporary = f".{os.getpid()}.varstore-companion"
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
-    before = os.umask(0o177)
+    # The umask is the whole process's: one that takes the owner's rights would reach a folder being made on a thread.
+    before = os.umask(0o077)
     try:
         listener.bind(f"/proc/self/fd/{folder}/{temporary}")
     finally:
         os.umask(before)
     try:
-        if gid is not None:
-            os.chown(temporary, -1, gid, dir_fd=folder, follow_symlinks=False)
-        os.chmod(temporary, mode, dir_fd=folder)
+        status = _give(folder, temporary, mode, gid)
         listener.listen(BACKLOG)
-        status = os.stat(temporary, dir_fd=folder, follow_symlinks=False)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         os.unlink(temporary, dir_fd=folder)
         raise
+    return status
+
+
+def _give(folder: int, name: str, mode: int, gid: int | None) -> os.stat_result:
+    """Give a socket its group and mode. By its own descriptor: in a folder that others write to, the name may be swapped."""
+    itself = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        status = os.fstat(itself)
+        if not stat.S_ISSOCK(status.st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+        path = Path(f"/proc/self/fd/{itself}")
+        if gid is not None:
+            os.chown(path, -1, gid)
+        path.chmod(mode)
+    finally:
+        os.close(itself)
     return status
 
 

@@ -5,12 +5,13 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from time import time
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -21,6 +22,7 @@ from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.session import RequestRefusedError
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
@@ -54,52 +56,48 @@ LOGGED_EACH = 2_000
 class Daemon:
     """The daemon's VMs and sockets. `run` serves them; the other methods are what the control socket asks for."""
 
-    def __init__(self, host: Host, loaded: Loaded, saved: Path, control: Path) -> None:
+    def __init__(self, host: Host, loaded: Loaded, saved: Path, control: Bound) -> None:
         self._host = host
         self._loaded = loaded
         self._saved = saved
-        self._control_path = control
+        self._control_bound = control
         self._control: Acceptor | None = None
-        self._vms: dict[UUID, Vm] = {}
+        # As long as a connection of a VM lives, so does the one object that keeps the order of its writes: also when its
+        # socket is detached and attached again meanwhile (invariant 9).
+        self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
         self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled. Started once every saved socket and the control socket answer.
-
-        Raises `ConfigurationError` when the control socket cannot be made.
-        """
+        """Serve until cancelled. Started once every saved socket and the control socket answer."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._host.send_alerts, name="alerts")
             await self._bring_back()
             control = Control(self, frozenset({0, os.geteuid()}))
-            bound = listen.bind(self._control_path, mode=0o600)
-            try:
-                self._control = Acceptor(
-                    bound,
-                    socket=Socket.CONTROL,
-                    who="control",
-                    most=CONTROL_CONNECTIONS,
-                    places=Places(CONTROL_CONNECTIONS),
-                    host=self._host,
-                    nursery=nursery,
-                    make=control.session,
-                )
-                nursery.start_soon(self._control.run, name="control socket")
-                log.info("ready: %d sockets, control at %s", len(self._sockets), self._control_path)
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                bound.unlink()
+            self._control = Acceptor(
+                self._control_bound,
+                socket=Socket.CONTROL,
+                who="control",
+                most=CONTROL_CONNECTIONS,
+                places=Places(CONTROL_CONNECTIONS),
+                host=self._host,
+                nursery=nursery,
+                make=control.session,
+            )
+            nursery.start_soon(self._control.run, name="control socket")
+            log.info("ready: %d sockets, control at %s", len(self._sockets), self._control_bound.path)
+            task_status.started()
+            await trio.sleep_forever()
 
     async def stop(self) -> None:
         """Accept nothing more, and wait until each connection has finished the request that is being carried out."""
-        for acceptor in self._acceptors():
+        acceptors = list(self._acceptors())
+        for acceptor in acceptors:
             acceptor.stop()
-        for acceptor in self._acceptors():
+        for acceptor in acceptors:
             await acceptor.emptied()
 
     @property
@@ -116,8 +114,8 @@ class Daemon:
     # What the control socket asks for
 
     def vm(self, uuid: UUID) -> Vm:
-        """The daemon's side of a VM; one that is not attached is not remembered."""
-        return self._vms.get(uuid) or Vm(uuid, self._host)
+        """The daemon's side of a VM, remembered as long as somebody uses it."""
+        return self._vms.setdefault(uuid, Vm(uuid, self._host))
 
     async def attach(self, attachment: Attachment) -> bool:
         """Serve a socket and remember it; True when the very same one is served already. Raises `ConfigurationError`."""
@@ -131,10 +129,12 @@ class Daemon:
                 if there[1].bound.is_in_place():
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
-                self._drop(attachment.path)
+                self._serve(attachment)
+                there[1].stop()
+                return False
             self._serve(attachment)
             try:
-                await self._save()
+                await self._save(attachment for attachment, _ in self._sockets.values())
             except OSError as error:
                 self._drop(attachment.path)
                 raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
@@ -146,11 +146,11 @@ class Daemon:
         async with self._changing:
             if path not in self._sockets:
                 return False
-            attachment = self._drop(path)
             try:
-                await self._save()
+                await self._save(attachment for other, (attachment, _) in self._sockets.items() if other != path)
             except OSError as error:
-                raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} comes back at a restart") from None
+                raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
+            attachment = self._drop(path)
         log.info("vm=%s detached %s", attachment.vm, path)
         return True
 
@@ -195,8 +195,7 @@ class Daemon:
         try:
             saved = await trio.to_thread.run_sync(attachments.load, self._saved)
         except ConfigurationError as error:
-            aside = self._saved.with_name(f"{self._saved.name}.unreadable")
-            self._saved.rename(aside)
+            aside = self._saved.rename(self._saved.with_name(f"{self._saved.name}.unreadable"))
             log.warning("no socket comes back, the list is put aside as %s: %s", aside, error)
             return
         for attachment in saved:
@@ -209,7 +208,7 @@ class Daemon:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
         bound = listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
-        vm = self._vms.setdefault(attachment.vm, Vm(attachment.vm, self._host))
+        vm = self.vm(attachment.vm)
         acceptor = Acceptor(
             bound,
             socket=Socket.VM,
@@ -227,13 +226,10 @@ class Daemon:
         attachment, acceptor = self._sockets.pop(path)
         acceptor.stop()
         acceptor.bound.unlink()
-        if not any(other.vm == attachment.vm for other, _ in self._sockets.values()):
-            del self._vms[attachment.vm]
         return attachment
 
-    async def _save(self) -> None:
-        kept = [attachment for attachment, _ in self._sockets.values()]
-        await trio.to_thread.run_sync(attachments.save, self._saved, kept)
+    async def _save(self, kept: Iterable[Attachment]) -> None:
+        await trio.to_thread.run_sync(attachments.save, self._saved, tuple(kept))
 
 
 def _describe_vm(vm: Vm) -> dict[str, object]:
@@ -268,7 +264,13 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
             host = Host(
                 toolstack, manifest, loaded.bodies, Backups(settings.state_dir / "backups"), time, headroom=settings.headroom
             )
-            yield Daemon(host, loaded, settings.state_dir / "attached.json", settings.control)
+            _make_folder(settings.control.parent, mode=0o755)
+            control = listen.bind(settings.control, mode=0o600)
+            try:
+                yield Daemon(host, loaded, settings.state_dir / "attached.json", control)
+            finally:
+                control.unlink()
+                control.socket.close()
         finally:
             await toolstack.aclose()
 
@@ -279,8 +281,23 @@ def _log_progress(done: int, total: int) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`, `OSError`."""
     _raise_descriptor_limit()
+    reasons: list[Exception] = []
+    try:
+        await _serve(settings)
+    except* (ConfigurationError, OSError) as group:
+        # The nurseries wrap what they let out, and a caller has use for the reason alone.
+        reasons = _leaves(group)
+    if reasons:
+        raise reasons[0]
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    return [leaf for each in group.exceptions for leaf in (_leaves(each) if isinstance(each, ExceptionGroup) else [each])]
+
+
+async def _serve(settings: Settings) -> None:
     async with opened(settings) as daemon, trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(daemon.run, name="daemon")
@@ -296,8 +313,8 @@ async def serve(settings: Settings) -> None:
 @contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
     """Hold the state folder, which is made when it is missing. The lock goes with the process, however it ends."""
+    _make_folder(state_dir, mode=0o700)
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigurationError(f"{state_dir}: {error.strerror}") from None
@@ -309,6 +326,13 @@ def _locked(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _make_folder(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
 
 
 def _raise_descriptor_limit() -> None:

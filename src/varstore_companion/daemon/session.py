@@ -19,7 +19,18 @@ from varstore_companion.errors import (
 from varstore_companion.wire.connection import BadRequest, Connection, Ended, Event, Request
 from varstore_companion.wire.errors import ErrorCode, PayloadError, RemoteProtocolError
 from varstore_companion.wire.limits import FRAME_SECONDS, HELLO_SECONDS
-from varstore_companion.wire.messages import AnswerMessage, Hello, HelloAnswer, PutStore, RequestMessage, Socket
+from varstore_companion.wire.messages import (
+    AnswerMessage,
+    Attach,
+    Detach,
+    Hello,
+    HelloAnswer,
+    Mark,
+    PutStore,
+    RequestMessage,
+    SbFailure,
+    Socket,
+)
 from varstore_companion.wire.states import Role, State
 
 log = logging.getLogger(__name__)
@@ -37,6 +48,7 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ToolstackConflictError, ErrorCode.CONFLICT),
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
+_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark)
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 
@@ -165,8 +177,8 @@ class Session:
             return connection.answer_error(event.request_id, code, str(error))
         except Exception:
             log.exception("%s %s met a bug", self._who, type(event.message).__name__)
-            # A write may have been carried out before the bug was met; INTERNAL would say that it was not.
-            code = ErrorCode.UNCLEAR if isinstance(event.message, PutStore) else ErrorCode.INTERNAL
+            # What was asked for may have been done before the bug was met; INTERNAL would say that it was not.
+            code = ErrorCode.UNCLEAR if isinstance(event.message, _CHANGING) else ErrorCode.INTERNAL
             return connection.answer_error(event.request_id, code, "an error inside the daemon: see its log")
 
     async def _end(self, code: ErrorCode, text: str) -> None:

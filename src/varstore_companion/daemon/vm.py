@@ -7,7 +7,7 @@ from uuid import UUID
 
 import trio
 
-from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import Outline, admit
 from varstore_companion.errors import (
@@ -26,6 +26,8 @@ from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import Plan, plan
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.trust.verdict import NO_KEYS, Keys, Verdict, decide, read_keys
+from varstore_companion.wire.fields import clip
+from varstore_companion.wire.limits import MAX_TEXT
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +88,25 @@ class LastUpdate:
 class Vm:
     """The daemon's side of one VM. Costs a few hundred bytes: the store itself stays with the toolstack."""
 
-    __slots__ = ("_alerted", "_host", "_known", "_lock", "field", "last_update", "last_verdict", "report", "uuid")
+    __slots__ = (
+        "__weakref__",
+        "_alerted",
+        "_host",
+        "_known",
+        "_lock",
+        "_turn",
+        "field",
+        "last_update",
+        "last_verdict",
+        "report",
+        "uuid",
+    )
 
     def __init__(self, uuid: UUID, host: Host) -> None:
         self.uuid = uuid
         self._host = host
         self._lock = trio.Lock()
+        self._turn = 0
         self._known: Known | None = None
         self._alerted = float("-inf")
         self.report: State | None = None
@@ -104,8 +119,12 @@ class Vm:
 
         Raises the `ToolstackError`s of `Toolstack.read`.
         """
+        turn = self._turn
+        undisturbed = not self._lock.locked()
         record = await self._host.toolstack.read(self.uuid)
-        self._see(record)
+        # A boot or a write meanwhile knows better: what was read may be from before it.
+        if undisturbed and turn == self._turn and not self._lock.locked():
+            self._see(record)
         return record
 
     async def boot(self) -> Boot:
@@ -139,7 +158,7 @@ class Vm:
         with trio.move_on_at(deadline):
             async with self._lock:
                 return await self._put(blob, new, deadline)
-        raise ToolstackUnavailableError(f"no turn to write within {WRITE_SECONDS:g} s")
+        raise ToolstackUnavailableError(f"the store could not be written within {WRITE_SECONDS:g} s")
 
     async def plan(self) -> Plan | None:
         """What the next marked boot would do; None for a VM without a store. Raises `ToolstackError`."""
@@ -158,37 +177,65 @@ class Vm:
         Raises `ToolstackError`.
         """
         self._host.stats.secure_boot_failures += 1
-        now = trio.current_time()
-        if now - self._alerted < SB_FAILURE_SECONDS:
+        before, now = self._alerted, trio.current_time()
+        if now - before < SB_FAILURE_SECONDS:
             return
         body = "The VM failed to pass Secure Boot verification." + (f" {printable(detail)}" if detail else "")
-        await self._host.toolstack.alert(self.uuid, Alert(SECURE_BOOT_FAILED, 5, body))
         self._alerted = now
+        delivered = False
+        try:
+            with trio.move_on_after(ALERT_SECONDS):
+                await self._host.toolstack.alert(self.uuid, Alert(SECURE_BOOT_FAILED, 5, body))
+                delivered = True
+        finally:
+            if not delivered:
+                self._alerted = before
+        if not delivered:
+            raise ToolstackUnclearError(f"the alert was not taken within {ALERT_SECONDS:g} s")
         log.warning("vm=%s the guest failed Secure Boot verification; the operator was alerted", self.uuid)
 
     # One boot
 
     async def _boot(self, deadline: float) -> Boot:
-        for _ in range(DECISIONS):
+        for decision in range(DECISIONS + 1):
             record = await self._read_patiently()
             if record.store is None:
                 log.info("vm=%s first boot: the toolstack has no store yet", self.uuid)
                 return Boot(None, record.generation, BootOutcome.NOT_ASKED)
+            if decision == DECISIONS:
+                return self._give_up(record, record.store, "the store kept changing during the boot")
             try:
                 if record.state is CertificatesState.UPDATE_ON_BOOT:
                     return await self._update(record, record.store, deadline)
                 return await self._tell_the_truth(record, record.store, deadline)
             except ToolstackConflictError:
                 log.info("vm=%s the store changed during the boot: reading it again", self.uuid)
-        raise ToolstackUnavailableError("the store kept changing during the boot")
+            except Exception:
+                # Whatever a guest's store leads to here, the VM boots (invariant 5).
+                log.exception("vm=%s the boot met a bug, and goes on with the store as it was", self.uuid)
+                self._known = None
+                return self._give_up(record, record.store, "an error inside the daemon: see its log")
+        raise AssertionError("the last decision gives up")
 
     async def _read_patiently(self) -> VmRecord:
+        failures = 0
         while True:
             try:
-                return await self.read()
+                record = await self._host.toolstack.read(self.uuid)
             except ToolstackUnavailableError as error:
-                log.warning("vm=%s the store cannot be read at boot, trying again: %s", self.uuid, error)
+                failures += 1
+                if failures == 1:
+                    log.warning("vm=%s the store cannot be read at boot, trying again: %s", self.uuid, error)
+            else:
+                self._see(record)
+                return record
             await trio.sleep(RETRY_SECONDS)
+
+    def _give_up(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+        if record.state is CertificatesState.UPDATE_ON_BOOT:
+            return self._failed(record, store, reason)
+        log.warning("vm=%s boots with its store as it is: %s", self.uuid, reason)
+        return Boot(store, record.generation, BootOutcome.NOT_ASKED)
 
     async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
@@ -223,6 +270,8 @@ class Vm:
             raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
     def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+        # It goes into the log, the list and the answer, and a guest's store can make it long.
+        reason = clip(printable(reason), MAX_TEXT)
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self.uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
@@ -251,11 +300,13 @@ class Vm:
 
     async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
         for _ in range(DECISIONS):
-            known = self._known or await self._look()
+            known = self._known
             verdict, keys = Verdict(Update.UNSPECIFIED, "a store of this version cannot be judged", State.UNKNOWN), None
-            if new is not None:
-                keys = read_keys(new, known.keys)
-                if known.keys is None or keys.members != known.keys.members:
+            if new is None:
+                known = known or await self._look()
+            else:
+                keys = read_keys(new, None if known is None else known.keys)
+                if known is None or known.keys is None or keys.members != known.keys.members:
                     # Only a change of the keys needs the field; it is read together with the store it belongs to.
                     known = await self._look()
                 verdict = decide(known.keys, keys, new, self.field, self._host.manifest)
@@ -281,6 +332,7 @@ class Vm:
         Raises `ToolstackConflictError` when somebody else has written, `ToolstackUnclearError` when it cannot be known what
         the toolstack holds, and the other `ToolstackError`s when it surely holds what it held before.
         """
+        self._turn += 1
         self._known = None
         reason = "the toolstack did not answer in time"
         with trio.move_on_at(deadline - READ_BACK_SECONDS):
@@ -314,11 +366,15 @@ class Vm:
         keys: Keys | None = NO_KEYS
         self.report = None
         if record.store is not None:
-            report = check(record.store, self._host.manifest)
-            self.report = report.state
             keys = None
-            if report.outline is not None and report.outline.damage is None:
-                keys = read_keys(report.outline, None if self._known is None else self._known.keys)
+            try:
+                report = check(record.store, self._host.manifest)
+                self.report = report.state
+                if report.outline is not None and report.outline.damage is None:
+                    keys = read_keys(report.outline, None if self._known is None else self._known.keys)
+            except Exception:
+                # A store that a guest made must not keep its VM from starting or resuming.
+                log.exception("vm=%s the report on its store met a bug", self.uuid)
         self._known = Known(record.generation, keys)
         return self._known
 
@@ -327,6 +383,8 @@ class Vm:
         self._host.stats.count_write(update)
         if update is Update.YES:
             self.field = CertificatesState.OK
+        elif update is Update.UNSPECIFIED:
+            self.field = None  # the toolstack derives it anew; known again after the next look
 
     def _remember(self, outcome: BootOutcome, detail: str | None) -> None:
         self.last_update = LastUpdate(self._host.now(), outcome, detail)

@@ -5,11 +5,12 @@ import trio
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import BootOutcome, Vm
+from varstore_companion.errors import OverLimitError
 from varstore_companion.trust.state import Update
 from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.fields import clip
-from varstore_companion.wire.limits import MAX_TEXT
+from varstore_companion.wire.limits import MAX_STORE, MAX_TEXT
 from varstore_companion.wire.messages import AnswerMessage, RequestMessage, Socket
 
 _VERDICTS = {
@@ -67,5 +68,7 @@ class VmSocket:
 
 
 def _store_answer(store: bytes | None, generation: int, outcome: messages.Outcome, detail: str | None) -> AnswerMessage:
+    if store is not None and len(store) > MAX_STORE:
+        raise OverLimitError(f"the toolstack holds a store of {len(store):,} bytes: varstored loads at most {MAX_STORE:,}")
     presence = messages.Presence.ABSENT if store is None else messages.Presence.PRESENT
     return messages.GetStoreAnswer(presence, generation, outcome, store, None if detail is None else clip(detail, MAX_TEXT))

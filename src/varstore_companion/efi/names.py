@@ -5,6 +5,9 @@ from uuid import UUID
 
 from varstore_companion.efi import guid
 
+_SHOWN = 128
+"""Bytes."""
+
 
 class KeyVariable(Enum):
     """The variables that hold signature lists (UEFI 2.10, section 32.3), by varstored's names."""
@@ -26,6 +29,11 @@ class KeyVariable(Enum):
 def readable(name: bytes) -> str:
     """A variable's name for people: what is not printable UTF-16 shows as U+FFFD, as a guest chooses its names."""
     return printable(name.decode("utf-16-le", errors="replace"))
+
+
+def readable_start(name: bytes) -> str:
+    """The start of a name, for messages: a guest chooses its names, and they may be long."""
+    return readable(name[:_SHOWN])
 
 
 def printable(text: str) -> str:

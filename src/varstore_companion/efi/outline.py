@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from varstore_companion.efi import layouts
-from varstore_companion.efi.names import readable
+from varstore_companion.efi.names import readable_start
 from varstore_companion.errors import MalformedError, OverLimitError, UnknownVersionError
 
 MAGIC = b"VARS"
@@ -33,9 +33,6 @@ FILE_LIMIT = 131_072
 VOLATILE_TOTAL = 820
 """Bytes of `TOTAL_LIMIT` that varstored's own volatile variables take while a VM runs (handler.c): SetupMode, AuditMode,
 DeployedMode and SecureBoot of one byte each, SignatureSupport of 64. They are not in the store."""
-
-_SHOWN = 128
-"""Bytes of a name that messages show: a guest chooses its names."""
 
 _u64_at = layouts.LENGTH.unpack_from
 
@@ -113,13 +110,13 @@ class Outline:
             found.append(Excess(Limit.FILE, "store", len(self.blob), FILE_LIMIT))
         return tuple(found)
 
-    def duplicated(self) -> tuple[str, ...]:
-        """The names, once each, of variables that stand in the store more than once."""
+    def duplicated(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The keys, once each, of variables that stand in the store more than once: varstored writes none, and loads them."""
         counts = Counter(map(self.key, self.places))
-        return tuple(readable(name[:_SHOWN]) for (name, _), count in counts.items() if count > 1)
+        return tuple(key for key, count in counts.items() if count > 1)
 
     def _text(self, name: int, name_end: int) -> str:
-        return readable(self.blob[name : min(name_end, name + _SHOWN)])
+        return readable_start(self.blob[name:name_end])
 
 
 def outline(blob: bytes) -> Outline:

@@ -7,22 +7,25 @@ NEW = ".new"
 """What the name of a file that is being written ends in. One that a crash left behind is written over the next time."""
 
 
-def write(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None) -> None:
     """Write `path` so that it holds all of `data`, durably, when this returns, and the old content until then.
 
-    Raises `OSError`; the old content is untouched then.
+    `mode`: of the file, whatever the umask; `new`: the file that is written first, in the same folder, instead of the one
+    named after `path` and `NEW`. Raises `OSError`; the old content is there then, unless it was the last step that failed,
+    which makes the exchange of the two durable.
     """
-    new = path.with_name(path.name + NEW)
+    new = new or path.with_name(path.name + NEW)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         try:
+            os.fchmod(descriptor, mode)
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         new.rename(path)
-    except OSError:
+    except BaseException:  # Ctrl-C too must leave nothing behind
         new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -29,6 +29,8 @@ OUTPUT_LIMIT = 64
 
 _ANSWERS = {b"update_required": CertificatesState.UPDATE_AVAILABLE, b"update_ok": CertificatesState.OK}
 
+_OWN = "import sys; sys.path[:] = sys.argv.pop(1).split(':'); from varstore_companion.cli.certcheck import run; run()"
+
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -41,9 +43,10 @@ class CertcheckResult:
 
 
 def default_command() -> tuple[str, ...]:
-    """The program beside this Python interpreter, else the one on PATH, else its bare name."""
+    """The program beside this Python interpreter, else the one on PATH, else this package's own, run without a script."""
     beside = Path(sys.executable).with_name(PROGRAM)
-    return (str(beside) if beside.exists() else shutil.which(PROGRAM) or PROGRAM,)
+    found = str(beside) if beside.exists() else shutil.which(PROGRAM)
+    return (sys.executable, "-c", _OWN, ":".join(filter(os.path.isabs, sys.path))) if found is None else (found,)
 
 
 class Certcheck:

@@ -133,7 +133,9 @@ def derived_state(blob: bytes, manifest: Manifest) -> CertificatesState:
 def check_outline(found: Outline, manifest: Manifest) -> Report:
     """Report on a store whose variables have been found."""
     damage = [] if found.damage is None else [found.damage]
-    violations = [f"variable {name} stands in the store more than once" for name in found.duplicated()]
+    # Which of two varstored finds depends on their order, and the order turns at each load.
+    twice = [str(_KEYS[key]) for key in found.duplicated() if key in _KEYS]
+    violations = [f"variable {name} stands in the store more than once" for name in twice]
     lists: dict[KeyVariable, Lists] = {}
     has_platform_key = False
     for place in found.places:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from hashlib import sha256
 
 from varstore_companion.efi import guid
-from varstore_companion.efi.names import KeyVariable
+from varstore_companion.efi.names import KeyVariable, readable_start
 from varstore_companion.efi.outline import DATA_LIMIT, TOTAL_LIMIT, Outline
 from varstore_companion.trust import certificates
 from varstore_companion.trust.check import Lists, Report, State
@@ -65,6 +65,8 @@ def _findings(report: Report, manifest: Manifest) -> Iterator[Finding]:
         return
     if outline.damage is None and not outline.find(KeyVariable.PK.key):
         yield Finding(Code.SETUP_MODE, "no PK: the VM is in setup mode, and its guest may set any keys")
+    for name, _ in outline.duplicated():
+        yield Finding(Code.DUPLICATE, f"variable {readable_start(name)} stands in the store more than once")
     yield from _space(report, outline, manifest)
     for key, lists in report.lists.items():
         yield from _entries(key, lists, manifest)

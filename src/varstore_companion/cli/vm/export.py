@@ -1,14 +1,11 @@
 """`vm export UUID`: a VM as one JSON document."""
 
-import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varstore_companion.cli import output
+from varstore_companion.cli import out_file, output
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.cli.vm.common import add_vm, command, opened
-from varstore_companion.journal import files
 from varstore_companion.toolstack import metadata
 
 if TYPE_CHECKING:
@@ -18,7 +15,7 @@ EXAMPLES = """\
   varstore-companion vm export 11111111-2222-3333-4444-555555555555 > web-1.json
   varstore-companion vm export 11111111-2222-3333-4444-555555555555 -o web-1.json
 
-A file is written whole or not at all, and only its owner can read it: a store may hold secrets of the guest's."""
+A file is written whole or not at all; a new one only its owner can read: a store may hold secrets of the guest's."""
 
 
 def add(commands: "Commands") -> None:
@@ -32,10 +29,9 @@ def run(options: Namespace) -> ExitCode:
     """Run the command."""
     with opened(options) as operations:
         document = metadata.build(operations.export_vm(options.uuid))
+    out_file.write(options.output, document, mode=0o600)
     if options.output == "-":
-        sys.stdout.write(document.decode())
         return ExitCode.FINE
-    files.write(Path(options.output), document)
     if options.json:
         output.print_json({"uuid": str(options.uuid), "file": options.output, "bytes": len(document)})
     else:
