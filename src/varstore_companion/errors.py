@@ -50,12 +50,16 @@ class ToolstackUnavailableError(ToolstackError):
 
 
 class ToolstackRefusedError(ToolstackError):
-    """No, and it will stay no; `code` is xapi's error name, as `HANDLE_INVALID`. The reaction: do not try again."""
+    """No, and it will stay no; `code` is xapi's error name, as `HANDLE_INVALID`. The reaction: do not try again.
 
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(code, text)
+    `parameters`: what xapi sends after the name, in its order; the text where nobody named any.
+    """
+
+    def __init__(self, code: str, text: str, parameters: tuple[str, ...] = ()) -> None:
+        super().__init__(code, text, parameters)
         self.code = code
         self.text = text
+        self.parameters = parameters or (text,)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.text}"

@@ -20,6 +20,7 @@ FIGURES = {
     "verdict-db": "x",
     "put": "x",
     "certcheck-avoided": "x",
+    "upgrade": "s",
     "certcheck-wall": "x",
     "certcheck-cpu": "x",
     "memory-idle": "MiB",

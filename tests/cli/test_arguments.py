@@ -8,13 +8,13 @@ from uuid import UUID
 
 import pytest
 
-from support.commands import Run
+from support.commands import VM_COMMANDS, Run
 from varstore_companion.cli import certcheck
 from varstore_companion.cli.arguments import Parser, number, uuid
 from varstore_companion.cli.main import COMMANDS
 
 VM = "11111111-2222-3333-4444-55555555555a"
-PAGES = [[name] for name in COMMANDS] + [["vm", name] for name in ("create", "show", "mark", "unmark")]
+PAGES = [[name] for name in COMMANDS] + [["vm", name] for name in VM_COMMANDS]
 
 
 def _examples(name: str) -> Iterator[list[str]]:
@@ -90,8 +90,13 @@ def test_wrong_usage_is_one_line(page: list[str], run: Run) -> None:
         (["plan", "x", "--headroom", "1k"], "argument --headroom: expected a whole number"),
         (["status", "--vm", "1"], "expected a uuid"),
         (["serve", "--toolstack", "libvirt"], "--toolstack: invalid choice: 'libvirt'"),
-        (["vm"], "required: create|show|mark|unmark"),
-        (["vm", "destroy"], "invalid choice: 'destroy'"),
+        (["vm"], f"required: {'|'.join(VM_COMMANDS)}"),
+        (["vm", "start"], "invalid choice: 'start'"),
+        (["vm", "create", "--kind", "snapshot"], "--kind: invalid choice: 'snapshot'"),
+        (["vm", "create", "--kind", "VM"], "--kind: invalid choice: 'VM'"),
+        (["vm", "create", "--firmware", "uboot"], "--firmware: invalid choice: 'uboot'"),
+        (["vm", "pool", "--auto-update", "maybe"], "--auto-update: invalid choice: 'maybe'"),
+        (["vm", "list", "--sort"], "unrecognized arguments: --sort"),
         (["vm", "create", "--na", "x"], "unrecognized arguments: --na"),
         (["vm", "show"], "required: UUID"),
     ],

@@ -18,7 +18,10 @@ from varstore_companion.toolstack.database import FILE_NAME, Database
 from varstore_companion.wire import messages
 
 VM = UUID("11111111-2222-3333-4444-555555555555")
-KEYS = {"uuid", "name", "secureboot_certificates_state", "generation", "store_bytes", "refused"}
+KEYS = {
+    *("uuid", "name", "kind", "firmware", "snapshot_of", "secureboot_certificates_state", "stale", "generation"),
+    *("store_bytes", "nvram_keys", "refused"),
+}
 
 
 @pytest.fixture
@@ -50,9 +53,14 @@ def test_from_creation_to_a_mark_and_back(beside: Beside, *, run: Run, rules: Ru
         created = {
             "uuid": str(VM),
             "name": "web-1",
+            "kind": "vm",
+            "firmware": "uefi",
+            "snapshot_of": None,
             "secureboot_certificates_state": "update_available",
+            "stale": False,
             "generation": 0,
             "store_bytes": len(own_rules.store()),
+            "nvram_keys": ["EFI-variables"],
             "refused": None,
         }
         assert done.json == created
@@ -170,7 +178,8 @@ def test_a_state_folder_that_is_a_file(run: Run, state: Path) -> None:
 def test_for_people(run: Run, state: Path) -> None:
     done = run("vm", "create", "--uuid", VM, "--name", "a\tb\n\x1b[31m", "--state-dir", state)
     assert done.text == (
-        f"uuid\t{VM}\nname\ta\ufffdb\ufffd\ufffd[31m\nsecureboot certificates state\tok\ngeneration\t0\nstore bytes\t-\n"
+        f"uuid\t{VM}\nname\ta\ufffdb\ufffd\ufffd[31m\nkind\tvm\nfirmware\tuefi\nsnapshot of\t-\n"
+        "secureboot certificates state\tok\nstale\tno\ngeneration\t0\nstore bytes\t-\nnvram keys\t-\n"
     )
     code, shown = on_terminal("vm", "show", VM, "--state-dir", state)
     assert code == 0

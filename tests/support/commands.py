@@ -25,6 +25,12 @@ SECONDS = 60
 """After which a process that does not end has failed: far more than any takes."""
 PROGRAM = (sys.executable, "-m", "varstore_companion.cli")
 
+VM_COMMANDS = (
+    *("list", "show", "create", "import", "export", "clone", "copy"),
+    *("snapshot", "revert", "mark", "unmark", "destroy", "pool"),
+)
+"""What `vm` can do, in the order in which its help has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Done:

@@ -12,6 +12,9 @@ import varstore_companion
 
 _SOURCES = Path(varstore_companion.__file__).parents[1]
 
+TESTS = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})\n"
+"""The beginning of code that imports the tests' support."""
+
 
 def python_command(code: str, *arguments: object) -> list[str]:
     """The command line of a Python process that runs `code` with `arguments` in sys.argv."""

@@ -7,6 +7,7 @@ import pytest
 
 from varstore_companion.errors import ToolstackConflictError, ToolstackRefusedError
 from varstore_companion.toolstack import database as module
+from varstore_companion.toolstack import rows
 from varstore_companion.toolstack.database import Database, VmDetails
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
@@ -97,7 +98,7 @@ def test_a_long_alert_is_cut(path: Path) -> None:
         database.create(vm, "name", None, OK)
         database.alert(vm, Alert("N" * 100_000, 5, "b" * 1_000_000))
         (kept,) = database.alerts()
-        assert kept.alert == Alert("N" * module.TEXT_LIMIT, 5, "b" * module.TEXT_LIMIT)
+        assert kept.alert == Alert("N" * rows.TEXT_LIMIT, 5, "b" * rows.TEXT_LIMIT)
 
 
 def _alert(database: Database, vm: UUID, numbers: range) -> None:

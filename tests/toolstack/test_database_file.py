@@ -83,15 +83,27 @@ def test_the_schema_holds_its_columns_to_their_values(strict: bool) -> None:
         pytest.skip(f"SQLite {sqlite3.sqlite_version} has no STRICT tables")
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
-        for statement in schema.statements(strict=strict):
-            connection.execute(statement)
-        connection.execute("INSERT INTO vm VALUES ('vm', 'name', 'ok', 0)")
+        for step in schema.STEPS:
+            for statement in step(strict=strict):
+                connection.execute(statement)
+        assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        connection.execute("INSERT INTO vm VALUES ('vm', 'name', 'ok', 0, 'vm', 'uefi', NULL, NULL)")
         for statement in (
-            "INSERT INTO vm VALUES ('other', 'name', 'OK', 0)",
-            "INSERT INTO vm VALUES ('vm', 'name', 'ok', 0)",
+            "INSERT INTO vm VALUES ('other', 'name', 'OK', 0, 'vm', 'uefi', NULL, NULL)",
+            "INSERT INTO vm VALUES ('vm', 'name', 'ok', 0, 'vm', 'uefi', NULL, NULL)",
+            "INSERT INTO vm VALUES ('other', 'name', 'ok', 0, 'host', 'uefi', NULL, NULL)",
+            "INSERT INTO vm VALUES ('other', 'name', 'ok', 0, 'vm', 'UEFI', NULL, NULL)",
+            "INSERT INTO vm VALUES ('other', 'name', 'ok', 0, 'snapshot', 'uefi', 'nobody', NULL)",
+            "INSERT INTO vm VALUES ('other', 'name', 'ok', 0, 'vm', 'uefi', NULL, 'text')",
+            # What is not judged cannot need an update, let alone be marked.
+            "INSERT INTO vm VALUES ('other', 'name', 'update_available', 0, 'vm', 'bios', NULL, NULL)",
+            "INSERT INTO vm VALUES ('other', 'name', 'update_on_boot', 0, 'control_domain', 'uefi', NULL, NULL)",
+            "INSERT INTO vm VALUES ('other', 'name', 'update_on_boot', 0, 'default_template', 'uefi', NULL, NULL)",
             "INSERT INTO nvram VALUES ('vm', 'EFI-variables', 'text')",
             "INSERT INTO nvram VALUES ('nobody', 'EFI-variables', x'00')",
             "INSERT INTO message (vm, name, priority, body, created) VALUES ('nobody', '', 5, '', 0)",
+            "INSERT INTO pool VALUES (2, 0)",
+            "UPDATE pool SET auto_update_vm_secureboot_certificates = 2",
         ):
             with pytest.raises(sqlite3.IntegrityError):
                 connection.execute(statement)
@@ -102,7 +114,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
         connection.execute("CREATE TABLE vm (something_else)")
         connection.execute("PRAGMA user_version = 7")
     before = path.read_bytes()
-    with pytest.raises(ConfigurationError, match="version 7, this program knows version 1") as refused:
+    with pytest.raises(ConfigurationError, match="version 7, this program knows versions up to 2") as refused:
         Database(path)
     assert str(path) in str(refused.value)
     assert path.read_bytes() == before
@@ -233,10 +245,10 @@ def test_an_unusable_file_put_there_meanwhile_is_unavailable(path: Path, tmp_pat
     vm = _filled(path)
     newer = tmp_path / "newer.db"
     with closing(sqlite3.connect(newer)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     with Database(path) as database:
         newer.replace(path)
-        with pytest.raises(ToolstackUnavailableError, match="version 2"):
+        with pytest.raises(ToolstackUnavailableError, match="version 3"):
             database.write(vm, b"new", Update.NO)
 
 

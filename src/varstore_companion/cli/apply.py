@@ -1,17 +1,13 @@
 """`apply FILE -o OUT`: the updated store, in the form in which the old one was read."""
 
-import os
-import secrets
 import sys
-from pathlib import Path
 
-from varstore_companion.cli import output, store_file
+from varstore_companion.cli import out_file, output, store_file
 from varstore_companion.cli import plan as plan_command
 from varstore_companion.cli.arguments import STORE_FILE, add_json, parser
 from varstore_companion.cli.exit_code import ExitCode
-from varstore_companion.cli.named import InputError, named, shown
+from varstore_companion.cli.named import named
 from varstore_companion.cli.rules import add_sources, load_rules, report_problems
-from varstore_companion.journal import files
 from varstore_companion.trust.check import State
 from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import plan
@@ -40,7 +36,7 @@ def main(arguments: list[str]) -> ExitCode:
         source = store_file.read(options.file)
     planned = plan(source.blob, manifest, loaded.bodies, headroom=options.headroom)
     if planned.refused is None:
-        _write(options.output, source.encode(planned.store))
+        out_file.write(options.output, source.encode(planned.store))
     else:
         report_problems("apply", loaded)
     described = describe_plan(planned)
@@ -55,32 +51,3 @@ def main(arguments: list[str]) -> ExitCode:
     if planned.before.state in (State.DAMAGED, State.UNKNOWN):
         return ExitCode.UNUSABLE
     return ExitCode.FINE if planned.refused is None else ExitCode.NO
-
-
-def _write(name: str, data: bytes) -> None:
-    if name == "-":
-        output.raw(data)
-        return
-    try:
-        _write_file(Path(name), data)
-    except OSError as error:
-        raise InputError(f"{shown(name)}: cannot be written: {error.strerror}") from None
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    if path.exists() and not path.is_file():
-        # A device or a pipe takes no rename over it.
-        with path.open("wb") as file:
-            file.write(data)
-        return
-    if path.is_symlink():
-        # Somebody else may have put it there, and what it leads to is not what was named.
-        raise InputError(f"{path}: is a symbolic link to {path.readlink()}: name the file itself")
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    files.write(path, data, mode, new=path.with_name(f".varstore-companion-{secrets.token_hex(8)}{files.NEW}"))
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

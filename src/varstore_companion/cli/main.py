@@ -23,7 +23,7 @@ COMMANDS = {
     "detach": "have the daemon stop serving a socket",
     "list": "list the attached sockets",
     "status": "show what the daemon does, or what it knows of one VM",
-    "vm": "create, show, mark and unmark VMs of the embedded toolstack",
+    "vm": "look at and change the VMs of the embedded toolstack",
     "demo": "tell the whole story on the embedded toolstack, in a temporary folder",
 }
 

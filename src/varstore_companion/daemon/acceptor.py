@@ -6,16 +6,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
-from varstore_companion.daemon.session import Session
-from varstore_companion.wire.connection import Connection
-from varstore_companion.wire.errors import ErrorCode
-from varstore_companion.wire.messages import Socket
-from varstore_companion.wire.states import Role
 
 log = logging.getLogger(__name__)
 
@@ -31,33 +27,46 @@ class Places:
     left: int
 
 
-class Acceptor:
-    """Accepts connections on one socket and runs a session for each, at most `most` at a time."""
+class Served(Protocol):
+    """One connection's session, whichever protocol it speaks."""
 
-    __slots__ = ("_emptied", "_host", "_make", "_most", "_nursery", "_places", "_sessions", "_socket", "_who", "bound", "scope")
+    async def run(self) -> None:
+        """Serve the connection until either side ends it; closes it."""
+
+    def stop(self) -> None:
+        """End it at once when it waits for its peer, otherwise after the request that is being carried out."""
+
+
+class Acceptor:
+    """Accepts connections on one socket and runs a session for each, at most `most` at a time.
+
+    `busy`: what one connection too many is told before it is closed.
+    """
+
+    __slots__ = ("_busy", "_emptied", "_host", "_make", "_most", "_nursery", "_places", "_sessions", "_who", "bound", "scope")
 
     def __init__(
         self,
         bound: Bound,
         *,
-        socket: Socket,
+        busy: bytes,
         who: str,
         most: int,
         places: Places,
         host: Host,
         nursery: trio.Nursery,
-        make: Callable[[trio.SocketStream], Session],
+        make: Callable[[trio.SocketStream], Served],
     ) -> None:
         self.bound = bound
         self.scope = trio.CancelScope()
-        self._socket = socket
+        self._busy = busy
         self._who = who
         self._most = most
         self._places = places
         self._host = host
         self._nursery = nursery
         self._make = make
-        self._sessions: set[Session] = set()
+        self._sessions: set[Served] = set()
         self._emptied: trio.Event | None = None
 
     @property
@@ -102,14 +111,14 @@ class Acceptor:
                     len(self._sessions),
                     self._host.stats.connections_refused,
                 )
-            _turn_away(stream, self._socket)
+            _turn_away(stream, self._busy)
             return
         session = self._make(stream)
         self._sessions.add(session)
         self._places.left -= 1
         self._nursery.start_soon(self._serve, session, name=f"connection of {self._who}")
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve(self, session: Served) -> None:
         try:
             await session.run()
         except Exception:
@@ -122,8 +131,8 @@ class Acceptor:
                 self._emptied.set()
 
 
-def _turn_away(stream: trio.SocketStream, socket: Socket) -> None:
-    """Say BUSY and close, without waiting: a fresh socket has room for one frame, and if not, the close says enough."""
+def _turn_away(stream: trio.SocketStream, busy: bytes) -> None:
+    """Say so and close, without waiting: a fresh socket has room for a few bytes, and if not, the close says enough."""
     with suppress(OSError):
-        os.write(stream.socket.fileno(), Connection(Role.SERVER, socket=socket).fail(ErrorCode.BUSY, "too many connections"))
+        os.write(stream.socket.fileno(), busy)
     stream.socket.close()

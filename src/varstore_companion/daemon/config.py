@@ -18,7 +18,7 @@ class Settings:
 
     `certificates`: a folder with more certificate bodies; `auth_dir`: where varstored's `.auth` files are; `manifest`: a file
     instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
-    manifest's.
+    manifest's; `xapi_socket`: where the embedded toolstack answers xapi's clients, nowhere unless it is given.
     """
 
     control: Path = CONTROL
@@ -28,6 +28,7 @@ class Settings:
     auth_dir: Path = VARSTORED_AUTH
     manifest: Path | None = None
     headroom: int | None = None
+    xapi_socket: Path | None = None
 
 
 def load(path: Path) -> Settings:
@@ -51,6 +52,7 @@ def load(path: Path) -> Settings:
         auth_dir=a_path("auth_dir", default.auth_dir),
         manifest=Path(table.text("manifest")) if "manifest" in table else None,
         headroom=table.integer("headroom") if "headroom" in table else None,
+        xapi_socket=Path(table.text("xapi_socket")) if "xapi_socket" in table else None,
     )
     table.finish()
     return settings

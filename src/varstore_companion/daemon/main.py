@@ -6,7 +6,8 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import time
 from uuid import UUID
@@ -15,23 +16,27 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, listen
+from varstore_companion.daemon import attachments, http_server, listen
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
-from varstore_companion.daemon.session import RequestRefusedError
+from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
+from varstore_companion.daemon.xapi_calls import Calls
+from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.toolstack.certcheck import Certcheck
-from varstore_companion.toolstack.database import Database
+from varstore_companion.toolstack.database import FILE_NAME
 from varstore_companion.toolstack.embedded import EmbeddedToolstack
+from varstore_companion.toolstack.operations import Operations
+from varstore_companion.trust.check import derived_state
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -40,23 +45,31 @@ log = logging.getLogger(__name__)
 VM_CONNECTIONS = 8
 """Connections to one VM's socket: its varstored has one, a tool or two beside it."""
 CONTROL_CONNECTIONS = 64
+XAPI_CONNECTIONS = 64
+"""Connections of xapi's clients: each can hold a document of a quarter of a MiB, and keeps its place for two minutes."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
 DESCRIPTORS = 16_384
 """What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
+LOGGED_EACH = 2_000
+"""VMs to a line of the log while the toolstack's file is upgraded."""
 
 
 class Daemon:
     """The daemon's VMs and sockets. `run` serves them; the other methods are what the control socket asks for."""
 
-    def __init__(self, host: Host, loaded: Loaded, saved: Path, control: Bound) -> None:
+    def __init__(
+        self, host: Host, loaded: Loaded, saved: Path, control: Bound, xapi: tuple[Bound, XapiEndpoint] | None = None
+    ) -> None:
         self._host = host
         self._loaded = loaded
         self._saved = saved
         self._control_bound = control
         self._control: Acceptor | None = None
+        self._xapi = xapi
+        self._xapi_acceptor: Acceptor | None = None
         # As long as a connection of a VM lives, so does the one object that keeps the order of its writes: also when its
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
@@ -73,10 +86,10 @@ class Daemon:
             self._host.nursery = nursery
             nursery.start_soon(self._send_alerts, name="alerts")
             await self._bring_back()
-            control = Control(self, frozenset({0, os.geteuid()}))
+            control = Control(self, _owners())
             self._control = Acceptor(
                 self._control_bound,
-                socket=Socket.CONTROL,
+                busy=too_many(Socket.CONTROL),
                 who="control",
                 most=CONTROL_CONNECTIONS,
                 places=Places(CONTROL_CONNECTIONS),
@@ -85,6 +98,8 @@ class Daemon:
                 make=control.session,
             )
             nursery.start_soon(self._control.run, name="control socket")
+            if self._xapi is not None:
+                self._xapi_acceptor = self._serve_xapi(*self._xapi, nursery)
             log.info("ready: %d sockets, control at %s", len(self._sockets), self._control_bound.path)
             task_status.started()
             await trio.sleep_forever()
@@ -105,8 +120,9 @@ class Daemon:
         return sum(acceptor.connections for acceptor in self._acceptors())
 
     def _acceptors(self) -> Iterator[Acceptor]:
-        if self._control is not None:
-            yield self._control
+        for acceptor in (self._control, self._xapi_acceptor):
+            if acceptor is not None:
+                yield acceptor
         for _, acceptor in self._sockets.values():
             yield acceptor
 
@@ -216,7 +232,7 @@ class Daemon:
         vm = self.vm(attachment.vm)
         acceptor = Acceptor(
             bound,
-            socket=Socket.VM,
+            busy=too_many(Socket.VM),
             who=f"vm={vm.uuid}",
             most=VM_CONNECTIONS,
             places=self._places,
@@ -226,6 +242,21 @@ class Daemon:
         )
         self._sockets[attachment.path] = (attachment, acceptor)
         self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
+
+    def _serve_xapi(self, bound: Bound, endpoint: XapiEndpoint, nursery: trio.Nursery) -> Acceptor:
+        acceptor = Acceptor(
+            bound,
+            busy=http_server.TOO_MANY,
+            who="xapi socket",
+            most=XAPI_CONNECTIONS,
+            places=Places(XAPI_CONNECTIONS),
+            host=self._host,
+            nursery=nursery,
+            make=endpoint.session,
+        )
+        nursery.start_soon(acceptor.run, name="xapi socket")
+        log.info("xapi's clients are answered at %s", bound.path)
+        return acceptor
 
     def _drop(self, path: Path) -> Attachment:
         attachment, acceptor = self._sockets.pop(path)
@@ -247,6 +278,22 @@ def _describe_vm(vm: Vm) -> dict[str, object]:
     }
 
 
+def _owners() -> frozenset[int]:
+    """The users that may ask for everything: root, and the daemon's own."""
+    return frozenset({0, os.geteuid()})
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[Bound]:
+    """Listen on a socket for the owners until the end. Raises `ConfigurationError`."""
+    bound = listen.bind(path, mode=0o600)
+    try:
+        yield bound
+    finally:
+        bound.unlink()
+        bound.socket.close()
+
+
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Daemon]:
     """Compose a daemon from its settings; it holds the state folder's lock until the end.
@@ -261,20 +308,30 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
         for certificate in {each for rule in manifest.rules for each in rule.required}:
             if certificate.sha256 not in loaded.bodies:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
-        toolstack = EmbeddedToolstack(Database(settings.state_dir / "toolstack.db"), Certcheck())
+        derive = partial(derived_state, manifest=manifest)
+        operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
+        # An upgrade of the file can take seconds.
+        database = await trio.to_thread.run_sync(operations)
+        toolstack = EmbeddedToolstack(database, Certcheck())
         try:
             host = Host(
                 toolstack, manifest, loaded.bodies, Backups(settings.state_dir / "backups"), time, headroom=settings.headroom
             )
             _make_folder(settings.control.parent, mode=0o755)
-            control = listen.bind(settings.control, mode=0o600)
-            try:
-                yield Daemon(host, loaded, settings.state_dir / "attached.json", control)
-            finally:
-                control.unlink()
-                control.socket.close()
+            with ExitStack() as sockets:
+                control = sockets.enter_context(_listening(settings.control))
+                xapi = None
+                if settings.xapi_socket is not None:
+                    bound = sockets.enter_context(_listening(settings.xapi_socket))
+                    xapi = bound, XapiEndpoint(Calls(database, toolstack), _owners())
+                yield Daemon(host, loaded, settings.state_dir / "attached.json", control, xapi)
         finally:
             await toolstack.aclose()
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done == total or done % LOGGED_EACH == 0:
+        log.info("upgrade of the toolstack's file: the field of %d of %d VMs is computed", done, total)
 
 
 async def serve(settings: Settings) -> None:

@@ -76,6 +76,11 @@ def error_code(error: CompanionError) -> ErrorCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL)
 
 
+def too_many(socket: Socket) -> bytes:
+    """What a connection that is one too many is told."""
+    return Connection(Role.SERVER, socket=socket).fail(ErrorCode.BUSY, "too many connections")
+
+
 class Session:
     """One connection from its first byte to its last. `complaints` takes what its peer does wrong; `handle` answers requests.
 

@@ -1,16 +1,14 @@
 """One VM: its boots and its writes, one at a time, whichever of its sockets they come from."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from uuid import UUID
 
 import trio
 
-from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
+from varstore_companion.daemon.writer import READ_BACK_SECONDS, Writer
 from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import Outline, admit
 from varstore_companion.errors import (
@@ -36,12 +34,8 @@ log = logging.getLogger(__name__)
 
 BOOT_SECONDS = 18.0
 """For the whole answer to a boot: varstored's starter gives up at 30 s, the design promises 20."""
-READ_BACK_SECONDS = 3.0
-"""Kept of a boot's or a write's time to find out what became of a store call whose answer was lost."""
 READ_SECONDS = 20.0
 """For the whole answer to any other read."""
-GIVE_UP_SECONDS = 1.0
-"""For a toolstack to leave a call that it has begun."""
 WRITE_SECONDS = 30.0
 """For the whole answer to a write. The guest's processor waits in SetVariable meanwhile."""
 RETRY_SECONDS = 0.25
@@ -101,8 +95,8 @@ class Vm:
         "_host",
         "_known",
         "_lock",
-        "_pending",
         "_turn",
+        "_writer",
         "field",
         "last_update",
         "last_verdict",
@@ -114,8 +108,7 @@ class Vm:
         self.uuid = uuid
         self._host = host
         self._lock = trio.Lock()
-        # A boot's write that the toolstack has not left yet: what it will have done is not known before it is over.
-        self._pending: Errand[int] | None = None
+        self._writer = Writer(uuid, host)
         self._turn = 0
         self._known: Known | None = None
         self._alerted = float("-inf")
@@ -212,7 +205,7 @@ class Vm:
 
     async def _boot(self, deadline: float) -> Boot:
         with trio.move_on_at(deadline - READ_BACK_SECONDS):
-            await self._nothing_pending()
+            await self._writer.finished()
         for decision in range(DECISIONS + 1):
             record = await self._read_patiently()
             if record.store is None:
@@ -220,7 +213,7 @@ class Vm:
                 return Boot(None, record.generation, BootOutcome.NOT_ASKED)
             if decision == DECISIONS:
                 return self._give_up(record, record.store, "the store kept changing during the boot")
-            if self._pending is not None:
+            if self._writer.is_busy:
                 return self._give_up(record, record.store, "the toolstack is still at the write of an earlier boot")
             try:
                 if record.state is CertificatesState.UPDATE_ON_BOOT:
@@ -317,7 +310,7 @@ class Vm:
     # One write
 
     async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
-        await self._nothing_pending()
+        await self._writer.finished()
         for _ in range(DECISIONS):
             known = self._known
             verdict, keys = Verdict(Update.UNSPECIFIED, "a store of this version cannot be judged", State.UNKNOWN), None
@@ -347,63 +340,13 @@ class Vm:
 
     # Both
 
-    async def _nothing_pending(self) -> None:
-        if self._pending is not None:
-            await self._pending.ended()
-            self._pending = None
-
     async def _store(self, blob: bytes, update: Update, generation: int, deadline: float, *, may_leave: bool = False) -> int:
-        """Store `blob` over `generation`; when the answer is lost or late, read back what the toolstack holds.
-
-        `may_leave`: go on at the deadline even when the toolstack cannot leave its call; it is a task more, so only boots
-        do it.
-
-        Raises `ToolstackConflictError` when somebody else has written, `ToolstackUnclearError` when it cannot be known what
-        the toolstack holds, and the other `ToolstackError`s when it surely holds what it held before.
-        """
+        """Store `blob` over `generation` as `Writer.store` does, and remember it."""
         self._turn += 1
         self._known = None
-        reason = "the toolstack did not answer in time"
-        write = partial(self._host.toolstack.write, self.uuid, blob, update, expected=generation)
-        with trio.move_on_at(deadline - READ_BACK_SECONDS):
-            try:
-                stored = await (self._leavable(write, deadline) if may_leave else write())
-            except ToolstackUnclearError as error:
-                reason = str(error)
-            else:
-                if stored is not None:
-                    self._written(update)
-                    return stored
-        if self._pending is not None:
-            raise ToolstackUnclearError(f"{reason}, and is still at it")
-        log.warning("vm=%s a write has no clear outcome, reading back: %s", self.uuid, reason)
-        with trio.move_on_at(deadline - READ_BACK_SECONDS / 3):
-            try:
-                back = await self._host.toolstack.read(self.uuid)
-            except ToolstackError as error:
-                raise ToolstackUnclearError(f"{reason}, and what it holds cannot be read back: {error}") from error
-            is_done = update is Update.YES and back.state is CertificatesState.OK
-            if back.store == blob and (back.generation != generation or is_done):
-                self._written(update)
-                return back.generation
-            if back.generation == generation:
-                raise ToolstackUnavailableError(f"{reason}; it still holds the old store")
-            raise ToolstackConflictError("somebody else wrote the store meanwhile")
-        raise ToolstackUnclearError(f"{reason}, nor when it was read back")
-
-    async def _leavable(self, write: Callable[[], Awaitable[int]], deadline: float) -> int | None:
-        """What `write` returns, None when it was given up. At the deadline one that goes on is left to be `_pending`."""
-        errand = self._host.errand(write, f"write of vm={self.uuid}")
-        try:
-            await errand.ended()
-        finally:
-            if not errand.is_over:
-                errand.give_up()
-                with trio.CancelScope(deadline=min(trio.current_time() + GIVE_UP_SECONDS, deadline), shield=True):
-                    await errand.ended()
-            if not errand.is_over:
-                self._pending = errand
-        return errand.result()
+        stored = await self._writer.store(blob, update, generation, deadline, may_leave=may_leave)
+        self._written(update)
+        return stored
 
     # What is known
 

@@ -64,6 +64,8 @@ def prepare(path: Path) -> None:
 class Connection:
     """One SQLite connection, used by one thread at a time, opened when it is first needed.
 
+    `epoch`: in a writer's transaction, another number than in its last one when anybody else has written to the file since.
+
     `busy_timeout` is in seconds. When something is raised in a transaction the connection is closed, which rolls back,
     and the next use opens a new one. The owner calls `close`, last.
     """
@@ -76,6 +78,8 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = False
         self._raw: sqlite3.Connection | None = None
+        self._data_version: int | None = None
+        self.epoch = 0
         self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
@@ -107,6 +111,14 @@ class Connection:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """For several SELECTs, which are answered from one state of the file. Raises as `reading`."""
+        with self._exclusive() as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction of a writer: committed when the block ends, rolled back when it raises.
 
@@ -117,6 +129,10 @@ class Connection:
         """
         with self._exclusive() as connection:
             self._patiently(partial(connection.execute, "BEGIN IMMEDIATE"))
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
+            if version != self._data_version:
+                self.epoch += 1
+                self._data_version = version
             yield connection
             try:
                 connection.execute("COMMIT")
@@ -186,7 +202,7 @@ class Connection:
     def _drop(self) -> None:
         if self._raw is not None:
             self._raw.close()
-        self._raw = self._file = None
+        self._raw = self._file = self._data_version = None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

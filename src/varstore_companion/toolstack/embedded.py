@@ -45,34 +45,36 @@ class EmbeddedToolstack:
 
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
-        return await self._reading(partial(self._database.read, vm))
+        return await self.reading(partial(self._database.read, vm))
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
         if update is not Update.UNSPECIFIED:
-            return await self._changing(partial(self._database.write, vm, store, update, expected=expected))
-        await self._reading(partial(self._database.confirm, vm, expected))
+            return await self.changing(partial(self._database.write, vm, store, update, expected=expected))
+        await self.reading(partial(self._database.confirm, vm, expected))
         result = await self._certcheck.run(store)
         if result.warning is not None:
             _log.warning("certcheck gave no answer, the field becomes %s: %s vm=%s", result.state, result.warning, vm)
-        return await self._changing(partial(self._database.write_checked, vm, store, result.state, expected=expected))
+        return await self.changing(partial(self._database.write_checked, vm, store, result.state, expected=expected))
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
-        return await self._changing(partial(self._database.mark if mark else self._database.unmark, vm))
+        return await self.changing(partial(self._database.mark if mark else self._database.unmark, vm))
 
     async def alert(self, vm: UUID, alert: Alert) -> None:
         """See `Toolstack.alert`."""
-        await self._changing(partial(self._database.alert, vm, alert))
+        await self.changing(partial(self._database.alert, vm, alert))
 
     async def aclose(self) -> None:
         """Close the database, also when cancelled; waits for a change that has begun."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._database.close)
 
-    async def _reading(self, call: Callable[[], T]) -> T:
+    async def reading(self, call: Callable[[], T]) -> T:
+        """Have a thread make a call that only reads `database`, when it is its turn. Raises as the call does."""
         # An abandoned thread keeps the turn until it has left the connection.
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._read_turn)
 
-    async def _changing(self, call: Callable[[], T]) -> T:
+    async def changing(self, call: Callable[[], T]) -> T:
+        """Have a thread make a call that changes `database`, when it is its turn. Raises as the call does."""
         return await trio.to_thread.run_sync(call, limiter=self._write_turn)

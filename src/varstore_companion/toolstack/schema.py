@@ -1,16 +1,15 @@
-"""The tables of the embedded toolstack, and the refusal of a file that holds something else."""
+"""The tables of the embedded toolstack, the way from older ones, and the refusal of a file that holds something else."""
 
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError
+from varstore_companion.toolstack.records import NOT_JUDGED, Firmware, VmKind
 from varstore_companion.trust.state import CertificatesState, Update
 
-VERSION = 1
-"""The schema below; kept in the file as `PRAGMA user_version`, where 0 means a file that nothing was written to."""
-
-EFI_VARIABLES = "EFI-variables"
-"""The NVRAM key of the store, as in xapi; here it holds the raw bytes, not base64."""
+VERSION = 2
+"""The schema that the steps below lead to; kept as `PRAGMA user_version`, where 0 is a file that nothing was written to."""
 
 CERTCHECK_RUNS = "certcheck_runs"
 
@@ -25,15 +24,18 @@ def writes_counter(update: Update) -> str:
 COUNTERS = (CERTCHECK_RUNS, *(writes_counter(update) for update in Update))
 
 
-def statements(*, strict: bool) -> tuple[str, ...]:
-    """The statements that make the schema; `strict` makes SQLite (since 3.37) hold the columns to their types."""
+def first_version(*, strict: bool) -> tuple[str, ...]:
+    """The step from nothing to version 1; `strict` makes SQLite (since 3.37) hold the columns to their types.
+
+    In `nvram` the key `EFI-variables` holds the store's raw bytes, any other key the UTF-8 of its text.
+    """
     option, also = (" STRICT", ", STRICT") if strict else ("", "")
-    states = ", ".join(f"'{state}'" for state in CertificatesState)
     return (
         f"""CREATE TABLE vm (
             uuid TEXT NOT NULL PRIMARY KEY,
             name TEXT NOT NULL,
-            secureboot_certificates_state TEXT NOT NULL CHECK (secureboot_certificates_state IN ({states})),
+            secureboot_certificates_state TEXT NOT NULL
+                CHECK (secureboot_certificates_state IN ({_quoted(CertificatesState)})),
             generation INTEGER NOT NULL DEFAULT 0
         ) WITHOUT ROWID{also}""",
         # With a rowid: a store fills many pages, and a B-tree keyed by more than a number wants small rows.
@@ -53,18 +55,49 @@ def statements(*, strict: bool) -> tuple[str, ...]:
         ){option}""",
         "CREATE INDEX message_of_vm ON message (vm, id)",
         f"CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID{also}",
-        f"PRAGMA user_version = {VERSION}",
+        *(f"INSERT INTO counter (name, value) VALUES ('{name}', 0)" for name in COUNTERS),  # noqa: S608  constants
+        "PRAGMA user_version = 1",
     )
 
 
-def ensure(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the schema in a new file, in one transaction, or see that the file has it; switch the file to WAL.
+def second_version(*, strict: bool) -> tuple[str, ...]:
+    """The step from version 1, whose VMs all become UEFI VMs with a field that is still to be computed.
 
-    Raises `ConfigurationError` for a schema of another version, for another program's file, and where the file
+    `state_of`: the SHA-256 of the store that the field was computed from or that a verdict vouched for; empty when there
+    was none, NULL when nobody has computed it yet.
+    """
+    option = " STRICT" if strict else ""
+    never_judged = _quoted(NOT_JUDGED)
+    return (
+        f"""ALTER TABLE vm ADD COLUMN kind TEXT NOT NULL DEFAULT '{VmKind.VM}' CHECK (kind IN ({_quoted(VmKind)})
+            AND (kind NOT IN ({never_judged}) OR secureboot_certificates_state = '{CertificatesState.OK}'))""",
+        f"""ALTER TABLE vm ADD COLUMN firmware TEXT NOT NULL DEFAULT '{Firmware.UEFI}' CHECK (firmware IN ({_quoted(Firmware)})
+            AND (firmware = '{Firmware.UEFI}' OR secureboot_certificates_state = '{CertificatesState.OK}'))""",
+        "ALTER TABLE vm ADD COLUMN snapshot_of TEXT REFERENCES vm (uuid) ON DELETE SET NULL",
+        "ALTER TABLE vm ADD COLUMN state_of BLOB CHECK (typeof(state_of) IN ('null', 'blob'))",
+        "CREATE INDEX snapshot_of_vm ON vm (snapshot_of)",
+        f"""CREATE TABLE pool (
+            id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+            auto_update_vm_secureboot_certificates INTEGER NOT NULL
+                CHECK (auto_update_vm_secureboot_certificates IN (0, 1))
+        ){option}""",
+        "INSERT INTO pool (id, auto_update_vm_secureboot_certificates) VALUES (1, 0)",
+        "PRAGMA user_version = 2",
+    )
+
+
+STEPS = (first_version, second_version)
+"""Step n leads from version n to n + 1. A new file takes them all, so that there is one way to come to a schema."""
+
+
+def ensure(connection: sqlite3.Connection, path: Path) -> None:
+    """Make the schema in a new file or bring an older one to it, in one transaction; switch the file to WAL.
+
+    Raises `ConfigurationError` for a schema of a later version, for another program's file, and where the file
     system cannot hold SQLite's write-ahead log; such a file is left as it is. Raises `sqlite3.Error`.
     """
     version = _version(connection)
-    if version not in (0, VERSION) or (version == 0 and _tables(connection)):
+    if not 0 <= version <= VERSION or (version == 0 and _tables(connection)):
         raise _unusable(path, version)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -73,12 +106,12 @@ def ensure(connection: sqlite3.Connection, path: Path) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     # Another process may have made the schema while this one waited for the lock.
-    if (version := _version(connection)) == 0:
-        for statement in statements(strict=sqlite3.sqlite_version_info >= STRICT_SINCE):
-            connection.execute(statement)
-        connection.executemany("INSERT INTO counter (name, value) VALUES (?, 0)", [(name,) for name in COUNTERS])
-    elif version != VERSION:
+    version = _version(connection)
+    if not 0 <= version <= VERSION:
         raise _unusable(path, version)
+    for step in STEPS[version:]:
+        for statement in step(strict=sqlite3.sqlite_version_info >= STRICT_SINCE):
+            connection.execute(statement)
     connection.execute("COMMIT")
 
 
@@ -95,5 +128,9 @@ def _unusable(path: Path, version: int) -> ConfigurationError:
     if version == 0:
         return ConfigurationError(f"{path}: a database of something else: it has tables and no schema version")
     return ConfigurationError(
-        f"{path}: its schema has version {version}, this program knows version {VERSION}: use the program that made it"
+        f"{path}: its schema has version {version}, this program knows versions up to {VERSION}: use the program that made it"
     )
+
+
+def _quoted(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in sorted(values))

@@ -11,6 +11,7 @@ from varstore_companion.efi.outline import Excess, Outline, outline
 from varstore_companion.efi.siglist_outline import OWNER_SIZE
 from varstore_companion.errors import MalformedError, UnknownVersionError
 from varstore_companion.trust.manifest import Certificate, Manifest, Rule
+from varstore_companion.trust.state import CertificatesState
 
 _KEYS = {key.key: key for key in KeyVariable}
 
@@ -121,6 +122,12 @@ def check(blob: bytes, manifest: Manifest) -> Report:
     except MalformedError as malformed:
         return Report(State.DAMAGED, CertCheck.UNKNOWN, None, {}, (), (malformed,), (), ())
     return check_outline(found, manifest)
+
+
+def derived_state(blob: bytes, manifest: Manifest) -> CertificatesState:
+    """What xapi's field becomes for a store: what certcheck's answer leads to there, without a process. Raises nothing."""
+    required = check(blob, manifest).certcheck is CertCheck.UPDATE_REQUIRED
+    return CertificatesState.UPDATE_AVAILABLE if required else CertificatesState.OK
 
 
 def check_outline(found: Outline, manifest: Manifest) -> Report:

@@ -1,0 +1,175 @@
+"""One HTTP/1.1 connection on a Unix socket: POST of a bounded document, an answer of a known length, limits on all of it.
+
+h11 is the protocol; this file does its reading and writing, and says which requests are refused and how long each may take.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import h11
+import trio
+
+from varstore_companion.errors import MalformedError
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD = 16 * 1024
+"""Bytes of a request's line and headers that are kept while the rest is to come; the XenAPI client's have some 200."""
+IDLE_SECONDS = 120.0
+"""For the first byte of the next request: the XenAPI client keeps its connection between calls."""
+REQUEST_SECONDS = 10.0
+"""From a request's first byte to its last. The sender is on the same machine."""
+SEND_SECONDS = 60.0
+"""For a peer to take its answer."""
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1024 * 1024
+"""How long and how much of a refused request is read away, so that its sender comes to read the refusal."""
+CHUNK = 65_536
+PATHS = frozenset({b"/", b"/RPC2"})
+"""Where xapi takes calls: the XenAPI client's own path, and the one of clients that are given none."""
+
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+"""What a connection that is one too many gets, without a look at it."""
+
+_TEXT = b"text/plain; charset=utf-8"
+_XML = b"text/xml"
+
+Handler = Callable[[bytes], Awaitable[bytes]]
+
+
+class _RefusedError(Exception):
+    """A request that is answered with a status of HTTP's, after which the connection ends."""
+
+    def __init__(self, status: HTTPStatus, why: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(status, why)
+        self.status = status
+        self.why = why
+        self.headers = headers
+
+
+class HttpSession:
+    """One connection from its first byte to its last. `who` begins its log lines; `answer` maps a document to its answer.
+
+    `answer` raises `MalformedError` for what is not a document of its kind: status 400. A bug in it ends this connection
+    with status 500 and no other. `limit`: bytes of a document.
+    """
+
+    def __init__(self, stream: trio.SocketStream, who: str, answer: Handler, *, limit: int) -> None:
+        self._stream = stream
+        self._who = who
+        self._answer = answer
+        self._limit = limit
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._deadline = float("inf")
+        self._idle: trio.CancelScope | None = None
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
+        self._stopping = True
+        if self._idle is not None:
+            self._idle.cancel()
+
+    async def run(self) -> None:
+        """Serve the connection until either side ends it. Closes the stream."""
+        async with self._stream:
+            try:
+                await self._run()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                log.debug("%s the peer went away", self._who)
+
+    async def _run(self) -> None:
+        try:
+            while await self._one_request() and self._http.our_state is h11.DONE:
+                self._http.start_next_cycle()
+        except h11.RemoteProtocolError as error:
+            await self._refuse(_RefusedError(HTTPStatus(error.error_status_hint), str(error)))
+        except _RefusedError as refused:
+            await self._refuse(refused)
+
+    async def _one_request(self) -> bool:
+        """Read, carry out and answer one request; False when the peer sends no more."""
+        begun = bool(self._http.trailing_data[0])
+        self._deadline = trio.current_time() + (REQUEST_SECONDS if begun else IDLE_SECONDS)
+        head = await self._next_event()
+        if not isinstance(head, h11.Request):
+            return False
+        self._admit(head)
+        if self._http.they_are_waiting_for_100_continue:
+            await self._send(h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[]))
+        document = bytearray()
+        while isinstance(event := await self._next_event(), h11.Data):
+            document += event.data
+        if not isinstance(event, h11.EndOfMessage):
+            return False
+        try:
+            answer = await self._answer(bytes(document))
+        except MalformedError as error:
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except Exception:
+            log.exception("%s met a bug", self._who)
+            raise _RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, "an error inside the daemon: see its log") from None
+        await self._send_answer(HTTPStatus.OK, answer, _XML)
+        return True
+
+    def _admit(self, head: h11.Request) -> None:
+        """See that a document of a known length may come; h11 holds the peer to it. Raises `_RefusedError`."""
+        if head.method != b"POST":
+            raise _RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, f"{head.method!r}", (b"Allow", b"POST"))
+        if head.http_version not in (b"1.0", b"1.1"):
+            raise _RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here")
+        if head.target not in PATHS:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "calls go to / or /RPC2")
+        lengths = [value for name, value in head.headers if name == b"content-length"]
+        if len(lengths) != 1 or any(name == b"transfer-encoding" for name, _ in head.headers):
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "a document's length comes before it")
+        if int(lengths[0]) > self._limit:
+            raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {self._limit:,} bytes")
+
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED] | None:
+        """The next event, or None when the peer is too slow or the daemon stops."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            data: bytes | bytearray | None = None
+            if not self._stopping:
+                self._idle = trio.CancelScope(deadline=self._deadline)
+                with self._idle:
+                    data = await self._stream.receive_some(CHUNK)
+                self._idle = None
+            if data is None:
+                return None
+            if not self._http.trailing_data[0] and self._http.their_state is h11.IDLE:
+                self._deadline = trio.current_time() + REQUEST_SECONDS
+            self._http.receive_data(bytes(data))
+        return event
+
+    async def _refuse(self, refused: _RefusedError) -> None:
+        log.warning("%s closed: %d %s", self._who, refused.status, refused.why)
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        # The answer to HEAD, which is refused as any method but POST, has no body.
+        text = b"" if refused.status is HTTPStatus.METHOD_NOT_ALLOWED else f"{refused.why}\n".encode()
+        await self._send_answer(refused.status, text, _TEXT, *refused.headers, (b"Connection", b"close"))
+        await self._stream.send_eof()
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_SECONDS):
+            while left > 0 and (data := await self._stream.receive_some(CHUNK)):
+                left -= len(data)
+
+    async def _send_answer(self, status: HTTPStatus, body: bytes, kind: bytes, *headers: tuple[bytes, bytes]) -> None:
+        length = str(len(body)).encode()
+        head = h11.Response(
+            status_code=status,
+            reason=status.phrase.encode(),
+            headers=[(b"Content-Type", kind), (b"Content-Length", length), *headers],
+        )
+        await self._send(head, h11.Data(data=body), h11.EndOfMessage())
+
+    async def _send(self, *events: h11.Event) -> None:
+        with trio.move_on_after(SEND_SECONDS) as scope:
+            for event in events:
+                for data in self._http.send_with_data_passthrough(event) or ():
+                    await self._stream.send_all(data)
+        if scope.cancelled_caught:
+            log.warning("%s closed: the peer does not take its answers", self._who)
+            raise trio.BrokenResourceError("the peer does not take its answers")

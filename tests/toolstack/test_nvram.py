@@ -1,0 +1,85 @@
+"""NVRAM as xapi's clients speak it: base64 in, canonical base64 out, and everything else refused by xapi's names."""
+
+from base64 import b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.hostile import hostile
+from support.strategies import stores
+from support.vms import new_store, old_store
+from varstore_companion.errors import ToolstackRefusedError
+from varstore_companion.toolstack import nvram
+from varstore_companion.toolstack.nvram import EFI_VARIABLES, Nvram, check_entry, nvram_of, store_of
+
+STORE = old_store()
+TEXT = b64encode(STORE).decode()
+
+_KEYS = st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="\ufffe\uffff"), min_size=1, max_size=20)
+
+
+@given(stores(), st.dictionaries(_KEYS.filter(lambda key: key != EFI_VARIABLES), _KEYS, max_size=5))
+def test_what_was_given_comes_back(store: bytes, others: dict[str, str]) -> None:
+    kept = Nvram(store, others)
+    assert nvram_of(kept.texts()) == kept
+    assert nvram_of(others) == Nvram(None, others)
+
+
+@pytest.mark.parametrize("text", [TEXT, f"{TEXT}\n", f" {TEXT[:76]}\r\n{TEXT[76:]}\t"])
+def test_line_ends_do_not_count_and_the_answer_has_none(text: str) -> None:
+    assert store_of(text) == STORE
+    assert nvram_of({EFI_VARIABLES: text}).texts() == {EFI_VARIABLES: TEXT}
+
+
+BAD = {
+    "not base64": ("not base64!", "INVALID_VALUE"),
+    "cut": (TEXT.rstrip("=")[:-1], "INVALID_VALUE"),
+    "after its end": (TEXT + "AAAA" if TEXT.endswith("=") else TEXT + "=", "INVALID_VALUE"),
+    "not ASCII": (TEXT[:-4] + "\u00e4\u00e4==", "INVALID_VALUE"),
+    "a lone surrogate": ("\udcff", "INVALID_VALUE"),
+    "empty": ("", "INVALID_VALUE"),
+    "not a store": (b64encode(b"something else entirely, quite long").decode(), "INVALID_VALUE"),
+    "a byte too much": (b64encode(STORE + b"\0").decode(), "INVALID_VALUE"),
+    "a variable over DATA_LIMIT": (b64encode(hostile("data_over_limit").blob).decode(), "VALUE_NOT_SUPPORTED"),
+    "over TOTAL_LIMIT": (b64encode(hostile("total_over_limit").blob).decode(), "VALUE_NOT_SUPPORTED"),
+    "longer than any": ("A" * (nvram.STORE_TEXT_LIMIT + 4), "VALUE_NOT_SUPPORTED"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_store_is_refused_by_name(name: str) -> None:
+    text, code = BAD[name]
+    for read in (lambda: store_of(text), lambda: nvram_of({EFI_VARIABLES: text, "other": "text"})):
+        with pytest.raises(ToolstackRefusedError) as refused:
+            read()
+        assert refused.value.code == code
+        assert refused.value.parameters[0] == "NVRAM:EFI-variables"
+        assert len(refused.value.parameters) == (2 if code == "INVALID_VALUE" else 3)
+        assert sum(map(len, refused.value.parameters)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code"),
+    [
+        ("", "value", "VALUE_NOT_SUPPORTED"),
+        ("k" * (nvram.KEY_LIMIT + 1), "value", "VALUE_NOT_SUPPORTED"),
+        ("key", "v" * (nvram.VALUE_LIMIT + 1), "VALUE_NOT_SUPPORTED"),
+        ("k\0", "value", "INVALID_VALUE"),
+        ("key", "\x1b[31m", "INVALID_VALUE"),
+        ("key", "\udc80", "INVALID_VALUE"),
+        ("key", "\uffff", "INVALID_VALUE"),
+    ],
+)
+def test_entries_that_no_answer_could_carry_are_refused(key: str, value: str, code: str) -> None:
+    for read in (lambda: check_entry(key, value), lambda: nvram_of({key: value})):
+        with pytest.raises(ToolstackRefusedError) as refused:
+            read()
+        assert refused.value.code == code
+
+
+def test_the_largest_entries_are_taken() -> None:
+    others = {f"{number:0{nvram.KEY_LIMIT}}": "\U0001f512" * nvram.VALUE_LIMIT for number in range(nvram.KEYS)}
+    assert nvram_of({**others, EFI_VARIABLES: b64encode(new_store()).decode()}) == Nvram(new_store(), others)
+    with pytest.raises(ToolstackRefusedError, match="VALUE_NOT_SUPPORTED"):
+        nvram_of({**others, "one more": ""})
