@@ -12,6 +12,7 @@ import trio
 from support.storemaker import scene
 from support.xapi_calls import MARK, uefi
 from support.xapi_host import Api, Host, Varstored, certcheck, counted, host, running, short_folder
+from varstore_companion.toolstack.nvram import Nvram
 from varstore_companion.toolstack.records import VmMetadata
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.messages import GetStore, GetStoreAnswer, Outcome, PutStore, PutStoreAnswer, Reason, Verdict
@@ -174,3 +175,17 @@ async def test_a_varstored_that_has_moved_on_cannot_bring_its_store_back(host: H
     assert written.generation == before.generation + 1
     after = await new.get(Reason.RESUME)
     assert (after.generation, after.store) == (written.generation, counted("ms2011", 2))
+
+
+async def test_a_vm_that_comes_back_is_judged_against_what_it_brought(host: Host) -> None:
+    """It left and came back under its uuid while the daemon served its socket, with other keys than the daemon remembers."""
+    vm = await host.ask(lambda api: str(api.VM.create(uefi("all2023"))))
+    varstored = await host.attach(vm)
+    assert (await varstored.get()).outcome is Outcome.NOT_ASKED
+    left = exported(host, vm)
+    with host.operations() as operations:
+        operations.destroy(left.uuid)
+        operations.import_vm(replace(left, nvram=Nvram(scene("ms2011").blob)))
+    assert (await seen(host, vm))[1] == "update_available"
+    assert (await varstored.put(counted("all2023", 1))).verdict is Verdict.YES
+    assert (await seen(host, vm))[1] == "ok"

@@ -102,7 +102,7 @@ def test_the_schema_holds_its_columns_to_their_values(strict: bool) -> None:
             "INSERT INTO nvram VALUES ('vm', 'EFI-variables', 'text')",
             "INSERT INTO nvram VALUES ('nobody', 'EFI-variables', x'00')",
             "INSERT INTO message (vm, name, priority, body, created) VALUES ('nobody', '', 5, '', 0)",
-            "INSERT INTO pool VALUES (2, 0)",
+            "INSERT INTO pool VALUES (2, 0, 0)",
             "UPDATE pool SET auto_update_vm_secureboot_certificates = 2",
         ):
             with pytest.raises(sqlite3.IntegrityError):

@@ -226,7 +226,7 @@ class Operations(Database):
                 raise _is_template(vm, "destroy")
             if row.kind is VmKind.CONTROL_DOMAIN:
                 raise _not_for_control_domains(vm, "destroy")
-            connection.execute("DELETE FROM vm WHERE uuid = ?", (str(vm),))
+            rows.remove(connection, row)
 
     # NVRAM
 

@@ -112,7 +112,7 @@ def add(
     state: CertificatesState,
     state_of: bytes | None,
 ) -> None:
-    """Add a VM at generation 0, without NVRAM.
+    """Add a VM without NVRAM, at a generation that no VM which has been destroyed had: a daemon may remember one of this UUID.
 
     For a UUID that is there already raises `ToolstackRefusedError` with `DUPLICATE_VM`, with which xapi refuses to restore
     a VM a second time (`UUID_INVALID` is xapi's word for a UUID that nothing has).
@@ -120,10 +120,16 @@ def add(
     if exists(connection, vm):
         raise ToolstackRefusedError("DUPLICATE_VM", f"there is already a VM {vm}", (str(vm),))
     connection.execute(
-        "INSERT INTO vm (uuid, name, kind, firmware, snapshot_of, secureboot_certificates_state, state_of) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO vm (uuid, name, kind, firmware, snapshot_of, secureboot_certificates_state, state_of, generation) "
+        "SELECT ?, ?, ?, ?, ?, ?, ?, first_generation FROM pool",
         (str(vm), stored_text(name), kind, firmware, None if snapshot_of is None else str(snapshot_of), state, state_of),
     )
+
+
+def remove(connection: sqlite3.Connection, row: Row) -> None:
+    """Remove a VM with its NVRAM and messages."""
+    connection.execute("UPDATE pool SET first_generation = max(first_generation, ?)", (row.generation + 1,))
+    connection.execute("DELETE FROM vm WHERE uuid = ?", (str(row.uuid),))
 
 
 def set_field(

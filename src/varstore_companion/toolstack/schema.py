@@ -79,9 +79,10 @@ def second_version(*, strict: bool) -> tuple[str, ...]:
         f"""CREATE TABLE pool (
             id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
             auto_update_vm_secureboot_certificates INTEGER NOT NULL
-                CHECK (auto_update_vm_secureboot_certificates IN (0, 1))
+                CHECK (auto_update_vm_secureboot_certificates IN (0, 1)),
+            first_generation INTEGER NOT NULL
         ){option}""",
-        "INSERT INTO pool (id, auto_update_vm_secureboot_certificates) VALUES (1, 0)",
+        "INSERT INTO pool (id, auto_update_vm_secureboot_certificates, first_generation) VALUES (1, 0, 0)",
         "PRAGMA user_version = 2",
     )
 
