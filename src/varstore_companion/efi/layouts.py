@@ -7,6 +7,7 @@ against what encloses it first.
 
 import struct
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 from construct import Bytes, FormatField, Int8ul, Int16sl, Int16ul, Int32ul, Int64ul, Struct
@@ -19,15 +20,13 @@ class Layout:
         self.declared = declared
         self._fields = _tuple_of([field.name for field in declared.subcons])
         self._struct = struct.Struct("<" + "".join(_format(field.subcon) for field in declared.subcons))
+        # The fields without their names, for the walks that every write of every VM takes: no call of ours in between.
+        self.unpack_from: Callable[[bytes, int], tuple[Any, ...]] = self._struct.unpack_from
 
     @property
     def size(self) -> int:
         """The layout's bytes."""
         return self._struct.size
-
-    def unpack_from(self, data: bytes, offset: int) -> tuple[Any, ...]:
-        """The fields without their names, for the walks that every write of every VM takes."""
-        return self._struct.unpack_from(data, offset)
 
     def parse(self, data: bytes, offset: int) -> Any:  # noqa: ANN401  the fields' types are construct's, which has none
         """The fields, by the names they were declared with. The caller has checked that all of them lie inside `data`."""

@@ -12,6 +12,7 @@ from varstore_companion.trust.manifest import Manifest
 from varstore_companion.trust.state import CertificatesState, Update
 
 _KEYS = {key.key: key for key in (KeyVariable.PK, KeyVariable.KEK, KeyVariable.DB)}
+_LONGEST_NAME = max(len(name) for name, _ in _KEYS)
 _NOT_COMPLETE = frozenset({CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT})
 
 
@@ -31,9 +32,10 @@ def read_keys(outline: Outline, before: Keys | None = None) -> Keys:
     """The keys of a store, damaged or not; `before` saves the work when they are as they were."""
     found: list[tuple[str, bytes]] = []
     for place in outline.places:
-        key = _KEYS.get(outline.key(place))
-        if key is not None:
-            found.append((key.text, outline.blob[place[2] : place[3]]))
+        name, name_end, data, data_end = place
+        # Most names are longer: nothing of those variables need be cut out.
+        if name_end - name <= _LONGEST_NAME and (key := _KEYS.get(outline.key(place))) is not None:
+            found.append((key.text, outline.blob[data:data_end]))
     # varstored writes its variables in the reverse order after each load: never compare by position.
     found.sort()
     stored = sha256()
