@@ -343,32 +343,20 @@ def _auto_update(connection: "sqlite3.Connection") -> bool:
 
 
 def _summary(row: Row) -> VmSummary:
-    return VmSummary(
-        row.uuid,
-        row.name,
-        row.kind,
-        row.firmware,
-        row.snapshot_of,
-        row.state,
-        row.is_stale,
-        row.generation,
-        None if row.store is None else len(row.store),
-    )
+    return VmSummary(*_shown(row))
 
 
 def _vm(row: Row, others: dict[str, str]) -> Vm:
-    return Vm(
-        row.uuid,
-        row.name,
-        row.kind,
-        row.firmware,
-        row.snapshot_of,
-        row.state,
-        row.is_stale,
-        row.generation,
-        None if row.store is None else len(row.store),
-        Nvram(row.store, others),
-    )
+    return Vm(*_shown(row), Nvram(row.store, others))
+
+
+_Shown = tuple[UUID, str, VmKind, Firmware, UUID | None, CertificatesState, bool, int, int | None]
+
+
+def _shown(row: Row) -> _Shown:
+    """The fields of a `VmSummary`, which a `Vm` begins with."""
+    size = None if row.store is None else len(row.store)
+    return row.uuid, row.name, row.kind, row.firmware, row.snapshot_of, row.state, row.is_stale, row.generation, size
 
 
 def _is_template(vm: UUID, operation: str) -> ToolstackRefusedError:
