@@ -1,9 +1,8 @@
 """A VM's NVRAM: a map of texts in xapi, whose key `EFI-variables` is the store. Base64 is spoken here and nowhere else."""
 
 import re
-from base64 import b64encode
 from binascii import Error as Base64Error
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -40,7 +39,7 @@ class Nvram:
 
     def texts(self) -> dict[str, str]:
         """As xapi answers `VM.get_NVRAM`: the store as canonical base64, its key absent before the first boot."""
-        return dict(self.others) if self.store is None else {**self.others, EFI_VARIABLES: b64encode(self.store).decode()}
+        return dict(self.others) if self.store is None else {**self.others, EFI_VARIABLES: text_of(self.store)}
 
 
 def nvram_of(texts: Mapping[str, str]) -> Nvram:
@@ -61,15 +60,28 @@ def store_of(text: str) -> bytes:
     Raises `ToolstackRefusedError`: `INVALID_VALUE` for what is not base64 text of a store, `VALUE_NOT_SUPPORTED` for one
     that varstored would not load because of its size.
     """
+    store = bytes_of(text)
+    check_store(store)
+    return store
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes behind the text of `EFI-variables`, whatever they are; blanks and line ends in it do not count.
+
+    Raises `ToolstackRefusedError`: `INVALID_VALUE` for what is not base64, `VALUE_NOT_SUPPORTED` for more than anybody reads.
+    """
     where = f"{FIELD}:{EFI_VARIABLES}"
     if len(text) > STORE_TEXT_LIMIT:
         raise _not_supported(where, f"{len(text):,} characters", f"at most {STORE_TEXT_LIMIT:,}")
     try:
-        store = a2b_base64(text.encode("ascii").translate(None, delete=_BLANKS), strict_mode=True)
+        return a2b_base64(text.encode("ascii").translate(None, delete=_BLANKS), strict_mode=True)
     except (UnicodeEncodeError, Base64Error) as error:
         raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
-    check_store(store)
-    return store
+
+
+def text_of(store: bytes) -> str:
+    """The text of `EFI-variables` for a store: canonical base64."""
+    return b2a_base64(store, newline=False).decode("ascii")
 
 
 def check_store(store: bytes) -> None:
