@@ -37,6 +37,8 @@ TABLE: list[tuple[tuple[str, ...], type[ToolstackError], type[ToolstackError]]] 
     (("Internal_error", 'Unix.Unix_error(Unix.ECONNRESET, "read", "")'), UNAVAILABLE, UNCLEAR),
     (("Internal_error", "Lwt_unix.Timeout"), UNAVAILABLE, UNCLEAR),
     (("Internal_error", "Server_error(" * 50_000), UNAVAILABLE, UNCLEAR),
+    (("Internal_error", "Server_error(A,[" * 20_000), UNAVAILABLE, UNCLEAR),
+    (("Internal_error", ("Server_error(A,[" + " " * 1_000) * 200), UNAVAILABLE, UNCLEAR),
     (("HOST_IS_SLAVE", "10.0.0.1"), REFUSED, REFUSED),
     (("HANDLE_INVALID", "VM", "OpaqueRef:1"), REFUSED, REFUSED),
     (("OPERATION_NOT_ALLOWED", "why"), REFUSED, REFUSED),

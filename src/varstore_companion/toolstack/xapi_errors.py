@@ -57,6 +57,9 @@ NOT_KNOWN = frozenset(
 )
 """Something went wrong at a point that nobody names: a change may have been made before it."""
 
+SEARCHED = 4_096
+"""Characters of a guard's text that are looked through for xapi's error."""
+
 _CODE = re.compile(r'Server_error\(\s*"?([A-Z][A-Z0-9_]{0,63})"?\s*,\s*\[\s*(.{0,1024}?)\s*\]\s*\)', re.DOTALL)
 _NOT_CONNECTED = re.compile(r"(?:ECONNREFUSED|ENOENT)[^A-Za-z]{1,8}connect\b")
 
@@ -112,7 +115,7 @@ def failure(method: str, description: Sequence[str], *, changes: bool, may_be_mi
 def _unwrapped(description: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The name and arguments of an error; of xapi's own where a guard has only put it into its text."""
     code, *parameters = description or ("",)
-    if code == "Internal_error" and (found := _CODE.search(" ".join(parameters))):
+    if code == "Internal_error" and (found := _CODE.search(" ".join(parameters)[:SEARCHED])):
         inner, arguments = found.groups()
         return inner, tuple(each.strip(' "') for each in arguments.split(";") if each.strip())
     return code, tuple(parameters)
