@@ -60,7 +60,7 @@ NOT_KNOWN = frozenset(
 SEARCHED = 4_096
 """Characters of a guard's text that are looked through for xapi's error."""
 
-_CODE = re.compile(r'Server_error\(\s*"?([A-Z][A-Z0-9_]{0,63})"?\s*,\s*\[\s*(.{0,1024}?)\s*\]\s*\)', re.DOTALL)
+_CODE = re.compile(r'Server_error\( ?"?([A-Z][A-Z0-9_]{0,63})"? ?, ?\[([^\]]{0,1024})\]')
 _NOT_CONNECTED = re.compile(r"(?:ECONNREFUSED|ENOENT)[^A-Za-z]{1,8}connect\b")
 
 
