@@ -3,6 +3,7 @@
 import signal
 import socket
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -32,6 +33,8 @@ def test_it_ends_when_told(number: signal.Signals, tmp_path: Path) -> None:
         (["--state-dir", "{0}/file/state"], "{0}/file/state: Not a directory"),
         (["--manifest", "{0}/missing.toml"], "{0}/missing.toml: No such file or directory"),
         (["--certificates", "{0}/missing"], "{0}/missing: expected a folder with certificates"),
+        (["--toolstack", "xen"], "invalid choice: 'xen' (choose from"),
+        (["--toolstack", "guard", "--xapi-socket", "{0}/x"], "xapi_socket: only the embedded toolstack"),
         (["--config", "{0}/missing.toml"], "{0}/missing.toml: No such file or directory"),
         (["--config", "{0}"], "{0}: Is a directory"),
         (["--config", "{0}/file"], "{0}/file: cntrol: unknown key"),
@@ -92,3 +95,32 @@ def test_options_go_before_the_file(run: Run, rules: Rules, tmp_path: Path, monk
 
 def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
     process("serve", "--control", tmp_path / "c", "--state-dir", "/proc/none").fails("serve: /proc/none: ")
+
+
+def test_a_guards_socket_is_given_with_attach_and_listed(run: Run, tmp_path: Path) -> None:
+    """Nobody has to be there yet: a guard may restart while the daemon does."""
+    vm, path, guard = uuid4(), tmp_path / "vm.sock", tmp_path / "guard.sock"
+    attach = ("attach", "--vm", vm, "--socket", path)
+    with daemon(tmp_path, "--toolstack", "guard") as running:
+        control = ("--control", running.control)
+        run(*attach, *control).fails("INVALID_ARGUMENT", "upstream", "guard")
+        assert run(*attach, "--upstream", guard, *control).code == 0
+        run(*attach, "--upstream", tmp_path / "other", *control).fails("CONFLICT", str(guard))
+        assert [each["upstream"] for each in run("list", "--json", *control).json["attachments"]] == [str(guard)]
+        assert run("list", *control).text.rstrip("\n").endswith(f"\t{guard}")
+        status = run("status", "--vm", vm, "--json", *control).json
+        assert (status["sockets"], status["field"]) == ([str(path)], None)
+        assert "No such file" in status["error"]
+        running.stop()
+    with daemon(tmp_path, "--toolstack", "guard") as running:
+        listed = run("list", "--json", "--control", running.control).json["attachments"]
+        assert [(each["vm"], each["upstream"]) for each in listed] == [(str(vm), str(guard))]
+    with daemon(tmp_path) as running:
+        assert any("does not come back" in line and "embedded" in line for line in running.log)
+
+
+def test_an_upstream_is_refused_where_there_is_none(run: Run, tmp_path: Path) -> None:
+    with daemon(tmp_path, "--toolstack", "xapi", "--xapi", tmp_path / "xapi") as running:
+        attach = ("attach", "--vm", uuid4(), "--socket", tmp_path / "vm.sock", "--control", running.control)
+        run(*attach, "--upstream", tmp_path / "guard").fails("INVALID_ARGUMENT", "upstream", "xapi")
+        assert run("status", "--json", "--control", running.control).json["toolstack"] == "xapi"

@@ -21,6 +21,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         Attachment(VM, Path("/run/a.sock"), None, 0o660, resume=False),
         Attachment(VM, Path("/run/b.sock"), 0, 0, resume=True),
         Attachment(uuid4(), Path("/run/\udcff\udcfe\n.sock"), 0xFFFF_FFFE, 0o777, resume=False),
+        Attachment(uuid4(), Path("/run/d.sock"), None, 0o660, resume=False, upstream=Path("/run/\udcff.guard")),
     )
     attachments.save(path, kept)
     assert attachments.load(path) == kept
@@ -65,6 +66,9 @@ def entry(**changed: object) -> str:
         entry(mode="-1"),
         entry(mode="10000"),
         entry(mode="4755"),
+        entry(upstream=7),
+        entry(upstream=["/a"]),
+        entry(upstream="/a\0b"),
     ],
 )
 def test_what_is_no_such_list_is_named(tmp_path: Path, text: str) -> None:
@@ -72,6 +76,15 @@ def test_what_is_no_such_list_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=r"attached\.json"):
         attachments.load(path)
+
+
+def test_a_list_from_before_upstreams_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "attached.json"
+    plain = Attachment(VM, Path("/a"), None, 0o660, resume=True)
+    described = plain.describe()
+    del described["upstream"]
+    path.write_text(json.dumps({"format": 1, "attachments": [described]}))
+    assert attachments.load(path) == (plain,)
 
 
 def test_what_is_no_text_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         auth_dir = "/srv/auth"
         manifest = "/etc/manifest.toml"
         headroom = 0
+        xapi = "/run/xapi"
     """
     assert load(tmp_path, text) == Settings(
         control=Path("/run/c.sock"),
@@ -37,6 +38,7 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         auth_dir=Path("/srv/auth"),
         manifest=Path("/etc/manifest.toml"),
         headroom=0,
+        xapi=Path("/run/xapi"),
     )
 
 
@@ -49,7 +51,8 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         ("headroom = -1", "headroom: expected a whole number from 0"),
         ("headroom = '1'", "headroom: expected a whole number"),
         ("headroom = true", "headroom: expected a whole number"),
-        ("toolstack = 'guard'", "toolstack: expected one of embedded"),
+        ("toolstack = 'xen'", "toolstack: expected one of embedded, guard, xapi"),
+        ("xapi = 7", "xapi: expected a string"),
         ("[control]", "control: expected a string"),
         ("control = ", "not TOML"),
         ("a = '" + "x" * FILE_LIMIT + "'", "at most 65,536 bytes"),
@@ -68,3 +71,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match="binary"):
         config.load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize("toolstack", ["embedded", "guard", "xapi"])
+def test_every_toolstack_can_be_named(tmp_path: Path, toolstack: str) -> None:
+    assert load(tmp_path, f'toolstack = "{toolstack}"') == Settings(toolstack=toolstack)

@@ -1,4 +1,4 @@
-"""The embedded toolstack and the tests' own one keep the contract."""
+"""Every adapter, and the tests' own toolstack, keeps the contract."""
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -6,13 +6,18 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import trio
 
 from contracts.toolstack import Subject, ToolstackContract, check
+from support.fake_guard import GUARDS_ALERT, Guard, Server, VmModel, Xapi, serving
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.toolstack.certcheck import Certcheck
 from varstore_companion.toolstack.database import Database
 from varstore_companion.toolstack.embedded import EmbeddedToolstack
+from varstore_companion.toolstack.guard import GuardToolstack
+from varstore_companion.toolstack.interface import Alert
 from varstore_companion.toolstack.operations import Operations
+from varstore_companion.toolstack.xapi import XapiToolstack
 from varstore_companion.trust.state import CertificatesState
 
 # The suite's `check` as a program.
@@ -44,3 +49,41 @@ class TestMemory(ToolstackContract):
     def subject(self) -> Subject:
         toolstack = MemoryToolstack(check)
         return Subject(toolstack, toolstack.create, lambda: toolstack.alerts)
+
+
+class TestGuard(ToolstackContract):
+    """A new guard: an old one has no field."""
+
+    @pytest.fixture
+    async def subject(self, tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Subject]:
+        toolstack = GuardToolstack()
+        alerts: list[tuple[UUID, Alert]] = []
+
+        def create(vm: UUID, store: bytes | None, state: CertificatesState) -> None:
+            model = VmModel(vm, check, alerts=alerts)
+            model.put(store, state)
+            server = Server(tmp_path / str(vm)[:8], Guard(model).answer)
+            server.listen()
+            nursery.start_soon(server.run)
+            toolstack.set_upstream(vm, server.path)
+
+        def original(alert: Alert) -> Alert:
+            assert alert.name == GUARDS_ALERT
+            name, _, body = alert.body.partition(": ")
+            return Alert(name, alert.priority, body)
+
+        yield Subject(toolstack, create, lambda: [(vm, original(alert)) for vm, alert in alerts], marks=False)
+        nursery.cancel_scope.cancel()
+
+
+class TestXapi(ToolstackContract):
+    @pytest.fixture
+    async def subject(self, tmp_path: Path) -> AsyncIterator[Subject]:
+        xapi = Xapi(check)
+        server = Server(tmp_path / "xapi", xapi.answer)
+
+        def create(vm: UUID, store: bytes | None, state: CertificatesState) -> None:
+            xapi.create(vm, store, state)
+
+        async with serving(server):
+            yield Subject(XapiToolstack(server.path), create, lambda: xapi.alerts)

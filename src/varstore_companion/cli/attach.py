@@ -14,6 +14,7 @@ from varstore_companion.wire.limits import MAX_MODE
 EXAMPLES = """\
   varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /var/run/xen/varstored-root-7/vm.sock --gid 65543
   varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /run/vm.sock --resume
+  varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /run/vm.sock --upstream /run/guard.sock
 
 Whoever can open the socket is taken for the VM. Repeating an attach is harmless; attached sockets come back when the daemon
 is restarted."""
@@ -26,13 +27,15 @@ def main(arguments: list[str]) -> ExitCode:
     parse.add_argument("--socket", type=socket_path, required=True, metavar="PATH", help="the socket to make")
     parse.add_argument("--gid", type=number, metavar="N", help="its group")
     parse.add_argument("--mode", type=partial(number, base=8, most=MAX_MODE), metavar="OCTAL", help="its permissions (0660)")
+    parse.add_argument("--upstream", type=socket_path, metavar="PATH", help="xapi-guard's socket of the VM (--toolstack guard)")
     parse.add_argument("--resume", action="store_true", help="the VM resumes or migrates: no read through it is a cold boot")
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)
     path: Path = options.socket
     with control(options.control) as client:
-        request = messages.Attach(options.vm, os.fsencode(path), options.gid, options.mode, None, options.resume or None)
+        upstream = None if options.upstream is None else os.fsencode(options.upstream)
+        request = messages.Attach(options.vm, os.fsencode(path), options.gid, options.mode, upstream, options.resume or None)
         answer = client.call(request)
     already = isinstance(answer, messages.AttachAnswer) and answer.already
     if options.json:

@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> ExitCode:
     if options.json:
         output.print_json({"attachments": entries})
     else:
-        headings = ["vm", "socket", "report", "field", "last verdict", "connections"]
-        keys = ["vm", "path", "report", "field", "last_verdict", "connections"]
-        output.table([["-" if entry[key] is None else str(entry[key]) for key in keys] for entry in entries], headings)
+        headings = ["vm", "socket", "report", "field", "last verdict", "connections", "upstream"]
+        keys = ["vm", "path", "report", "field", "last_verdict", "connections", "upstream"]
+        output.table(
+            [["-" if (value := entry.get(key)) is None else str(value) for key in keys] for entry in entries], headings
+        )
     return ExitCode.FINE

@@ -19,6 +19,7 @@ EXAMPLES = """\
   varstore-companion serve
   varstore-companion serve --config /etc/varstore-companion/config.toml
   varstore-companion serve --control /tmp/vc/control.sock --state-dir /tmp/vc/state
+  varstore-companion serve --toolstack guard
   varstore-companion serve --xapi-socket /run/varstore-companion/xapi
 
 It runs until SIGTERM or SIGINT. Log lines go to standard error. On the socket for xapi's clients the embedded toolstack answers
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> ExitCode:
     parse.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML; options go before it")
     parse.add_argument("--control", type=Path, metavar="SOCKET", help=f"the control socket ({paths.CONTROL})")
     parse.add_argument("--state-dir", type=Path, metavar="DIR", help=f"what is kept over a restart ({paths.STATE_DIR})")
-    parse.add_argument("--toolstack", choices=["embedded"], help="what keeps the VMs' NVRAM (embedded)")
+    parse.add_argument("--toolstack", choices=config.TOOLSTACKS, help="what keeps the VMs' NVRAM (embedded)")
+    parse.add_argument("--xapi", type=Path, metavar="SOCKET", help=f"xapi's own socket, for --toolstack xapi ({paths.XAPI})")
     parse.add_argument("--xapi-socket", type=Path, metavar="SOCKET", help="answer xapi's clients there; no _ in its path")
     parse.add_argument("--manifest", type=Path, metavar="FILE", help="rules to use instead of the shipped ones")
     parse.add_argument("--certificates", type=Path, metavar="DIR", help="a folder with more certificates (DER or PEM)")

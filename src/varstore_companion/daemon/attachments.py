@@ -19,13 +19,17 @@ DEFAULT_MODE = 0o660
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One socket. `gid`: its group, None to leave it; `resume`: no read through it is a cold boot (invariant 10)."""
+    """One socket. `gid`: its group, None to leave it; `resume`: no read through it is a cold boot (invariant 10).
+
+    `upstream`: the VM's own socket at a toolstack that has one for each VM.
+    """
 
     vm: UUID
     path: Path
     gid: int | None
     mode: int
     resume: bool
+    upstream: Path | None = None
 
     def describe(self) -> dict[str, object]:
         """As plain values for JSON."""
@@ -35,6 +39,7 @@ class Attachment:
             "gid": self.gid,
             "mode": f"{self.mode:04o}",
             "resume": self.resume,
+            "upstream": None if self.upstream is None else os.fspath(self.upstream),
         }
 
 
@@ -63,6 +68,12 @@ def save(path: Path, attachments: Iterable[Attachment]) -> None:
 
 def _attachment(entry: Any) -> Attachment:  # noqa: ANN401  what json gives
     gid, mode, path = entry["gid"], int(entry["mode"], 8), entry["path"]
-    if not (gid is None or (isinstance(gid, int) and 0 <= gid <= MAX_GID)) or not 0 <= mode <= MAX_MODE or "\0" in path:
+    upstream = entry.get("upstream")  # absent in files from before it
+    if (
+        not (gid is None or (isinstance(gid, int) and 0 <= gid <= MAX_GID))
+        or not 0 <= mode <= MAX_MODE
+        or "\0" in path + (upstream or "")
+    ):
         raise ValueError(f"an attachment that cannot be: {entry}")
-    return Attachment(UUID(entry["vm"]), Path(path), gid, mode, bool(entry["resume"]))
+    there = None if upstream is None else Path(upstream)
+    return Attachment(UUID(entry["vm"]), Path(path), gid, mode, bool(entry["resume"]), there)

@@ -7,9 +7,10 @@ from pathlib import Path
 from varstore_companion import strict_toml
 from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
-from varstore_companion.paths import CONTROL, STATE_DIR, VARSTORED_AUTH
+from varstore_companion.paths import CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
 
 FILE_LIMIT = 65_536
+TOOLSTACKS = ("embedded", "guard", "xapi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,14 @@ class Settings:
 
     `certificates`: a folder with more certificate bodies; `auth_dir`: where varstored's `.auth` files are; `manifest`: a file
     instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
-    manifest's; `xapi_socket`: where the embedded toolstack answers xapi's clients, nowhere unless it is given.
+    manifest's; `xapi`: xapi's own socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers
+    xapi's clients, nowhere unless it is given.
     """
 
     control: Path = CONTROL
     state_dir: Path = STATE_DIR
     toolstack: str = "embedded"
+    xapi: Path = XAPI
     certificates: Path | None = None
     auth_dir: Path = VARSTORED_AUTH
     manifest: Path | None = None
@@ -47,7 +50,8 @@ def load(path: Path) -> Settings:
     settings = Settings(
         control=a_path("control", default.control),
         state_dir=a_path("state_dir", default.state_dir),
-        toolstack=table.choice("toolstack", {"embedded": "embedded"}) if "toolstack" in table else default.toolstack,
+        toolstack=table.choice("toolstack", {each: each for each in TOOLSTACKS}) if "toolstack" in table else default.toolstack,
+        xapi=a_path("xapi", default.xapi),
         certificates=Path(table.text("certificates")) if "certificates" in table else None,
         auth_dir=a_path("auth_dir", default.auth_dir),
         manifest=Path(table.text("manifest")) if "manifest" in table else None,

@@ -97,10 +97,9 @@ def _path(path: bytes) -> Path:
 
 
 def _attachment(request: messages.Attach) -> Attachment:
-    if request.upstream is not None:
-        raise RequestRefusedError(ErrorCode.INVALID_ARGUMENT, "upstream: the embedded toolstack has no sockets of its own")
     mode = DEFAULT_MODE if request.mode is None else request.mode
-    return Attachment(request.vm, _path(request.path), request.gid, mode, bool(request.resume))
+    upstream = None if request.upstream is None else _path(request.upstream)
+    return Attachment(request.vm, _path(request.path), request.gid, mode, bool(request.resume), upstream)
 
 
 def _page(entries: list[dict[str, object]], after: bytes | None, limit: int | None) -> messages.ListAnswer:

@@ -12,7 +12,7 @@ from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
-from varstore_companion.toolstack.interface import Alert, Toolstack
+from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
 from varstore_companion.trust.certificates import Bodies
 from varstore_companion.trust.manifest import Manifest
 
@@ -30,7 +30,8 @@ ALERT_SECONDS = 30.0
 class Host:
     """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds.
 
-    `nursery`: the daemon's, while it runs, for calls that outlive who made them.
+    `upstreams`: the toolstack, where it has a socket for each VM; `nursery`: the daemon's, while it runs, for calls that
+    outlive who made them.
     """
 
     toolstack: Toolstack
@@ -39,6 +40,7 @@ class Host:
     backups: Backups
     now: Callable[[], float]
     headroom: int | None = None
+    upstreams: Upstreams | None = None
     nursery: trio.Nursery | None = None
     stats: Stats = field(default_factory=Stats)
     _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(

@@ -7,7 +7,6 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from time import time
 from uuid import UUID
@@ -16,7 +15,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, http_server, listen
+from varstore_companion.daemon import attachments, http_server, listen, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
@@ -26,17 +25,11 @@ from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
-from varstore_companion.daemon.xapi_calls import Calls
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import Loaded, load_bodies
-from varstore_companion.toolstack.certcheck import Certcheck
-from varstore_companion.toolstack.database import FILE_NAME
-from varstore_companion.toolstack.embedded import EmbeddedToolstack
-from varstore_companion.toolstack.operations import Operations
-from varstore_companion.trust.check import derived_state
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -53,8 +46,6 @@ DESCRIPTORS = 16_384
 """What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
-LOGGED_EACH = 2_000
-"""VMs to a line of the log while the toolstack's file is upgraded."""
 
 
 class Daemon:
@@ -182,12 +173,14 @@ class Daemon:
             known = self.vm(vm)
             sockets = [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
             try:
-                await known.read()
+                record = await known.read()
             except ToolstackError as error:
                 if not sockets:
                     raise
                 return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), "error": str(error)}
-            return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), "error": None}
+            # Without the field nobody can have marked the VM: an old toolstack.
+            updates = {"updates_at_boot": record.state is not None}
+            return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), **updates, "error": None}
         manifest = self._host.manifest
         return {
             "version": __version__,
@@ -228,6 +221,7 @@ class Daemon:
     def _serve(self, attachment: Attachment) -> None:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
+        self._confirm_upstream(attachment)
         bound = listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
         vm = self.vm(attachment.vm)
         acceptor = Acceptor(
@@ -241,6 +235,8 @@ class Daemon:
             make=VmSocket(attachment, vm).session,
         )
         self._sockets[attachment.path] = (attachment, acceptor)
+        if self._host.upstreams is not None:
+            self._host.upstreams.set_upstream(attachment.vm, attachment.upstream)
         self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
 
     def _serve_xapi(self, bound: Bound, endpoint: XapiEndpoint, nursery: trio.Nursery) -> Acceptor:
@@ -262,7 +258,18 @@ class Daemon:
         attachment, acceptor = self._sockets.pop(path)
         acceptor.stop()
         acceptor.bound.unlink()
+        if self._host.upstreams is not None:
+            # A VM that migrates on its host has two sockets for a while, each with its own upstream.
+            left = [other.upstream for other, _ in self._sockets.values() if other.vm == attachment.vm]
+            self._host.upstreams.set_upstream(attachment.vm, left[-1] if left else None)
         return attachment
+
+    def _confirm_upstream(self, attachment: Attachment) -> None:
+        name = self._host.toolstack.name
+        if self._host.upstreams is None and attachment.upstream is not None:
+            raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack has no socket for each VM")
+        if self._host.upstreams is not None and attachment.upstream is None:
+            raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack needs the VM's own socket there")
 
     async def _save(self, kept: Iterable[Attachment]) -> None:
         await trio.to_thread.run_sync(attachments.save, self._saved, tuple(kept))
@@ -308,30 +315,17 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
         for certificate in {each for rule in manifest.rules for each in rule.required}:
             if certificate.sha256 not in loaded.bodies:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
-        derive = partial(derived_state, manifest=manifest)
-        operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
-        # An upgrade of the file can take seconds.
-        database = await trio.to_thread.run_sync(operations)
-        toolstack = EmbeddedToolstack(database, Certcheck())
-        try:
-            host = Host(
-                toolstack, manifest, loaded.bodies, Backups(settings.state_dir / "backups"), time, headroom=settings.headroom
-            )
+        async with toolstacks.opened(settings, manifest) as chosen:
+            backups = Backups(settings.state_dir / "backups")
+            host = Host(chosen.toolstack, manifest, loaded.bodies, backups, time, settings.headroom, chosen.upstreams)
             _make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
                 control = sockets.enter_context(_listening(settings.control))
                 xapi = None
-                if settings.xapi_socket is not None:
+                if settings.xapi_socket is not None and chosen.calls is not None:
                     bound = sockets.enter_context(_listening(settings.xapi_socket))
-                    xapi = bound, XapiEndpoint(Calls(database, toolstack), _owners())
+                    xapi = bound, XapiEndpoint(chosen.calls, _owners())
                 yield Daemon(host, loaded, settings.state_dir / "attached.json", control, xapi)
-        finally:
-            await toolstack.aclose()
-
-
-def _log_progress(done: int, total: int) -> None:
-    if done == total or done % LOGGED_EACH == 0:
-        log.info("upgrade of the toolstack's file: the field of %d of %d VMs is computed", done, total)
 
 
 async def serve(settings: Settings) -> None:

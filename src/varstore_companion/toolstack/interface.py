@@ -1,6 +1,7 @@
 """What the daemon asks of a toolstack. xapi's words; every adapter passes the contract suite in tests/contracts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -62,3 +63,10 @@ class Toolstack(Protocol):
 
     async def aclose(self) -> None:
         """Release what the adapter holds. The daemon calls it once, last."""
+
+
+class Upstreams(Protocol):
+    """Of a toolstack with a socket for each VM: where a VM's is."""
+
+    def set_upstream(self, vm: UUID, path: Path | None) -> None:
+        """The VM's socket is at `path` from now on; None forgets the VM."""

@@ -1,0 +1,68 @@
+"""The toolstack that the settings name, composed."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.xapi_calls import Calls
+from varstore_companion.errors import ConfigurationError
+from varstore_companion.toolstack.certcheck import Certcheck
+from varstore_companion.toolstack.database import FILE_NAME
+from varstore_companion.toolstack.embedded import EmbeddedToolstack
+from varstore_companion.toolstack.guard import GuardToolstack
+from varstore_companion.toolstack.interface import Toolstack, Upstreams
+from varstore_companion.toolstack.operations import Operations
+from varstore_companion.toolstack.xapi import XapiToolstack
+from varstore_companion.trust.check import derived_state
+from varstore_companion.trust.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+LOGGED_EACH = 2_000
+"""VMs to a line of the log while the embedded toolstack's file is upgraded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """`upstreams`: the toolstack, where each VM has a socket of its own; `calls`: what it can answer xapi's clients with."""
+
+    toolstack: Toolstack
+    upstreams: Upstreams | None = None
+    calls: Calls | None = None
+
+
+@asynccontextmanager
+async def opened(settings: Settings, manifest: Manifest) -> AsyncIterator[Chosen]:
+    """The toolstack, closed at the end. Raises `ConfigurationError`."""
+    if settings.xapi_socket is not None and settings.toolstack != "embedded":
+        raise ConfigurationError(f"xapi_socket: only the embedded toolstack answers xapi's clients, not {settings.toolstack}")
+    chosen = await _chosen(settings, manifest)
+    try:
+        yield chosen
+    finally:
+        await chosen.toolstack.aclose()
+
+
+async def _chosen(settings: Settings, manifest: Manifest) -> Chosen:
+    match settings.toolstack:
+        case "guard":
+            guard = GuardToolstack()
+            return Chosen(guard, upstreams=guard)
+        case "xapi":
+            return Chosen(XapiToolstack(settings.xapi))
+    derive = partial(derived_state, manifest=manifest)
+    operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
+    # An upgrade of the file can take seconds.
+    database = await trio.to_thread.run_sync(operations)
+    embedded = EmbeddedToolstack(database, Certcheck())
+    return Chosen(embedded, calls=Calls(database, embedded))
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done == total or done % LOGGED_EACH == 0:
+        log.info("upgrade of the toolstack's file: the field of %d of %d VMs is computed", done, total)

@@ -1,0 +1,151 @@
+"""One POST over a Unix socket with h11 on trio: a new connection each, deadlines, and limits on everything that comes back.
+
+What a caller has to know of a failure is whether the request had gone out whole: before that, nobody can have carried it out.
+"""
+
+import os
+import socket as stdlib_socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import h11
+import trio
+
+from varstore_companion.errors import CompanionError
+from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT
+
+ANSWER_SECONDS = 8.0
+"""For one call from the connect to the answer's last byte: a boot's 18 s have room for a second try."""
+MAX_HEAD = 16 * 1024
+"""Bytes of an answer's status line and headers: xapi's and the guard's have some 200."""
+MAX_FRAMING = 64 * 1024
+"""Bytes of an answer besides its head and its body: what a server that sends in chunks may spend on them."""
+CHUNK = 65_536
+BUSY_SECONDS = 0.005
+"""The first pause when the listener's queue is full, doubled each time: a guard's has two places."""
+BUSY_SECONDS_MOST = 0.1
+
+
+class NotSentError(CompanionError):
+    """The request did not go out whole, so nobody can have carried it out."""
+
+
+class NoAnswerError(CompanionError):
+    """The request went out whole, and no answer to it came: cut, late, oversized, or not HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """`status`: HTTP's, from 200; `body`: what came with it, whole."""
+
+    status: int
+    body: bytes
+
+
+async def post(path: Path, document: bytes, *, seconds: float = ANSWER_SECONDS, limit: int = MAX_DOCUMENT) -> HttpAnswer:
+    """Send `document` to the server at `path` and return its answer, whose body may have `limit` bytes.
+
+    Raises `NotSentError`, and `NoAnswerError` once the last byte has been sent; each also when `seconds` have passed.
+    """
+    deadline = trio.current_time() + seconds
+    stream: trio.SocketStream | None = None
+    with trio.move_on_at(deadline):
+        stream = await _connect(path)
+    if stream is None:
+        raise NotSentError(f"{path}: no connection within {seconds:g} s")
+    exchange = _Exchange(path, stream, limit)
+    try:
+        with trio.move_on_at(deadline):
+            return await exchange.run(document)
+    finally:
+        # Not aclose(): a checkpoint here could lose an answer that is at hand.
+        stream.socket.close()
+    if exchange.is_sent:
+        raise NoAnswerError(f"{path}: no answer within {seconds:g} s")
+    raise NotSentError(f"{path}: the request was not taken within {seconds:g} s")
+
+
+async def _connect(path: Path) -> trio.SocketStream:
+    """Connect. Raises `NotSentError`."""
+    # Not by trio: it takes EAGAIN, which on a Unix socket is a full queue, for a connection under way.
+    pause = BUSY_SECONDS
+    while True:
+        socket = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM | stdlib_socket.SOCK_NONBLOCK)
+        try:
+            socket.connect(os.fspath(path))
+        except BlockingIOError:
+            socket.close()
+        except OSError as error:
+            socket.close()
+            raise NotSentError(f"{path}: {error.strerror or error}") from None
+        else:
+            return trio.SocketStream(trio.socket.from_stdlib_socket(socket))
+        await trio.sleep(pause)
+        pause = min(2 * pause, BUSY_SECONDS_MOST)
+
+
+class _Exchange:
+    """One request and its answer on a connection. `is_sent`: whether the request's last byte has gone out."""
+
+    def __init__(self, path: Path, stream: trio.SocketStream, limit: int) -> None:
+        self._path = path
+        self._stream = stream
+        self._limit = limit
+        self._left = limit + MAX_HEAD + MAX_FRAMING
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        self.is_sent = False
+
+    async def run(self, document: bytes) -> HttpAnswer:
+        try:
+            await self._send(document)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # It may have said why before it closed; whatever it did, it did without a whole request.
+            try:
+                return await self._receive()
+            except NoAnswerError:
+                raise NotSentError(f"{self._path}: the connection was closed before the request was sent") from None
+        self.is_sent = True
+        return await self._receive()
+
+    async def _send(self, document: bytes) -> None:
+        head = h11.Request(
+            method=b"POST",
+            target=b"/",
+            headers=[
+                (b"Host", b"localhost"),
+                (b"User-Agent", b"varstore-companion"),
+                (b"Connection", b"close"),
+                (b"Content-Type", b"text/xml"),
+                (b"Content-Length", str(len(document)).encode()),
+            ],
+        )
+        data = [self._http.send(event) or b"" for event in (head, h11.Data(data=document), h11.EndOfMessage())]
+        await self._stream.send_all(b"".join(data))
+
+    async def _receive(self) -> HttpAnswer:
+        status = 0
+        body = bytearray()
+        while not isinstance(event := await self._next_event(), h11.EndOfMessage):
+            if isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > self._limit:
+                    raise NoAnswerError(f"{self._path}: an answer of more than {self._limit:,} bytes")
+            elif not isinstance(event, h11.InformationalResponse):
+                raise NoAnswerError(f"{self._path}: the connection was closed without an answer")
+        return HttpAnswer(status, bytes(body))
+
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                data = bytes(await self._stream.receive_some(CHUNK))
+                self._left -= len(data)
+                if self._left < 0:
+                    raise NoAnswerError(f"{self._path}: an answer that does not end")
+                self._http.receive_data(data)
+        except h11.RemoteProtocolError as error:
+            raise NoAnswerError(f"{self._path}: not an HTTP answer: {error}") from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise NoAnswerError(f"{self._path}: the connection was closed before the answer's end") from None
+        return event
