@@ -1,5 +1,6 @@
 """One HTTP connection: what is answered, what is refused with which status, and what a peer cannot make it do."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -9,10 +10,12 @@ import trio
 from trio.testing import MockClock
 
 from varstore_companion.daemon import http_server
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import CHUNK, IDLE_SECONDS, MAX_HEAD, REQUEST_SECONDS, SEND_SECONDS, HttpSession
 from varstore_companion.errors import MalformedError
 
 LIMIT = 1_000
+log = logging.getLogger(__name__)
 
 
 async def shout(document: bytes) -> bytes:
@@ -72,7 +75,7 @@ class Peer:
 @asynccontextmanager
 async def connected(answer: Callable[[bytes], Awaitable[bytes]] = shout) -> AsyncIterator[Peer]:
     ours, theirs = trio.socket.socketpair()
-    session = HttpSession(trio.SocketStream(theirs), "test", answer, limit=LIMIT)
+    session = HttpSession(trio.SocketStream(theirs), Complaints("test", log), answer, limit=LIMIT)
     async with trio.SocketStream(ours) as stream, trio.open_nursery() as nursery:
         peer = Peer(stream, session)
 
@@ -278,7 +281,7 @@ async def test_a_peer_that_is_gone_before_its_answer_ends_it() -> None:
 
     await trio.SocketStream(ours).send_all(post())
     with trio.fail_after(5):
-        await HttpSession(trio.SocketStream(theirs), "test", answer, limit=LIMIT).run()
+        await HttpSession(trio.SocketStream(theirs), Complaints("test", log), answer, limit=LIMIT).run()
 
 
 async def drip(peer: Peer, data: bytes, every: float) -> None:

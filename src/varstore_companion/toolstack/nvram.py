@@ -56,37 +56,46 @@ def nvram_of(texts: Mapping[str, str]) -> Nvram:
 
 
 def store_of(text: str) -> bytes:
-    """The store behind the text of `EFI-variables`; blanks and line ends in it do not count.
+    """The store behind the text of `EFI-variables`. Raises `ToolstackRefusedError` as `bytes_of` and `check_store` do."""
+    store = bytes_of(text)
+    check_store(store)
+    return store
 
-    Raises `ToolstackRefusedError`: `INVALID_VALUE` for what is not base64 text of a store, `VALUE_NOT_SUPPORTED` for one
-    that varstored would not load because of its size.
+
+def bytes_of(text: str) -> bytes:
+    """The bytes behind the text of `EFI-variables`, unread; blanks and line ends in it do not count.
+
+    Raises `ToolstackRefusedError`: `INVALID_VALUE` for what is not base64 text, `VALUE_NOT_SUPPORTED` for too much of it.
     """
     where = f"{FIELD}:{EFI_VARIABLES}"
     if len(text) > STORE_TEXT_LIMIT:
         raise _not_supported(where, f"{len(text):,} characters", f"at most {STORE_TEXT_LIMIT:,}")
     try:
-        store = a2b_base64(text.encode("ascii").translate(None, delete=_BLANKS), strict_mode=True)
+        return a2b_base64(text.encode("ascii").translate(None, delete=_BLANKS), strict_mode=True)
     except (UnicodeEncodeError, Base64Error) as error:
         raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
-    check_store(store)
-    return store
 
 
 def check_store(store: bytes) -> None:
     """See that varstored will load the store; one of a newer version is let through, as for a guest's own write.
 
-    Raises `ToolstackRefusedError` as `store_of` does.
+    Raises `ToolstackRefusedError`: as `refusal` gives it.
     """
-    where = f"{FIELD}:{EFI_VARIABLES}"
     try:
         admit(store)
     except UnknownVersionError:
         if len(store) > FILE_LIMIT:
-            raise _not_supported(where, f"{len(store):,} bytes", f"at most {FILE_LIMIT:,}") from None
-    except MalformedError as error:
-        raise _invalid(where, store[:_SHOWN].hex(), f"not a store: {error}") from None
-    except OverLimitError as error:
-        raise _not_supported(where, f"{len(store):,} bytes", str(error)) from None
+            raise refusal(store, OverLimitError(f"at most {FILE_LIMIT:,}")) from None
+    except (MalformedError, OverLimitError) as error:
+        raise refusal(store, error) from None
+
+
+def refusal(store: bytes, error: MalformedError | OverLimitError) -> ToolstackRefusedError:
+    """How xapi's clients are told: `INVALID_VALUE` for what is no store, `VALUE_NOT_SUPPORTED` for one over a limit."""
+    where = f"{FIELD}:{EFI_VARIABLES}"
+    if isinstance(error, MalformedError):
+        return _invalid(where, store[:_SHOWN].hex(), f"not a store: {error}")
+    return _not_supported(where, f"{len(store):,} bytes", str(error))
 
 
 def check_count(keys: int) -> None:
