@@ -1,4 +1,4 @@
-"""One connection to a VM's socket, of which its first byte says what it speaks."""
+"""A connection to a VM's socket until its first byte, which says what it speaks."""
 
 import socket
 from collections.abc import Callable
@@ -14,14 +14,14 @@ POST = b"P"
 
 
 class FirstByte:
-    """Waits for the first byte, leaves it in the socket, and has `post` or `framed` make the session that reads it.
+    """Waits for the first byte, leaves it in the socket, and gives the session that reads it: `post`'s or `framed`'s.
 
-    `framed` is also given the time (trio's clock) at which the connection was taken, since its HELLO has `HELLO_SECONDS`
-    from then; it gets the peers that say nothing, too, so that they are told in its words why they are let go. Until the
-    byte comes no session stands in memory.
+    `framed` is told the time (trio's clock) at which the connection was taken, since its HELLO has `HELLO_SECONDS` from then.
+    It gets the peers that say nothing, too, so that they are told in its words why they are let go. Until the byte comes no
+    session stands in memory, and afterwards this does not.
     """
 
-    __slots__ = ("_framed", "_post", "_session", "_stopping", "_stream", "_waiting")
+    __slots__ = ("_framed", "_post", "_stopping", "_stream", "_waiting")
 
     def __init__(
         self,
@@ -34,26 +34,27 @@ class FirstByte:
         self._framed = framed
         self._post = post
         self._waiting: trio.CancelScope | None = None
-        self._session: Served | None = None
         self._stopping = False
 
     def stop(self) -> None:
-        """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
+        """Wait no longer; the session that comes is stopped, too."""
         self._stopping = True
         if self._waiting is not None:
             self._waiting.cancel()
-        if self._session is not None:
-            self._session.stop()
 
-    async def run(self) -> None:
-        """Serve the connection until either side ends it. Closes the stream."""
-        with self._stream.socket:
-            begun = trio.current_time()
+    async def run(self) -> Served:
+        """Wait for the first byte. Closes the stream only when it is cancelled."""
+        begun = trio.current_time()
+        session: Served | None = None
+        try:
             is_post = await self._look(begun + HELLO_SECONDS) == POST
-            self._session = self._post(self._stream) if is_post else self._framed(self._stream, begun)
-            if self._stopping:
-                self._session.stop()
-            await self._session.run()
+            session = self._post(self._stream) if is_post else self._framed(self._stream, begun)
+        finally:
+            if session is None:
+                self._stream.socket.close()
+        if self._stopping:
+            session.stop()
+        return session
 
     async def _look(self, deadline: float) -> bytes:
         """The first byte, which stays unread; empty when none comes."""
