@@ -30,7 +30,7 @@ from varstore_companion.daemon.xapi_method import (
 )
 from varstore_companion.daemon.xapi_values import Arguments
 from varstore_companion.efi.names import printable
-from varstore_companion.errors import MalformedError, OverLimitError, ToolstackError, ToolstackUnavailableError
+from varstore_companion.errors import MalformedError, OverLimitError, ToolstackError, ToolstackRefusedError
 from varstore_companion.toolstack import nvram
 from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Value, parse_call
 from varstore_companion.wire.fields import clip
@@ -106,7 +106,7 @@ class Stock:
         try:
             store = await self._boots.read()
         except OverLimitError as error:
-            raise ToolstackUnavailableError(str(error)) from None
+            raise ToolstackRefusedError("INTERNAL_ERROR", str(error)) from None
         return {} if store is None else {nvram.EFI_VARIABLES: b64encode(store).decode()}
 
     async def set_efi_variables(self, given: Arguments) -> Value:
