@@ -28,6 +28,8 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much of a refused request is read away, so that its sender comes to read the refusal."""
 CHUNK = 65_536
+TOGETHER = 512 * 1024
+"""Bytes of an answer that are put together and sent at once; a longer one is not copied."""
 PATHS = frozenset({b"/", b"/RPC2"})
 """Where xapi takes calls: the XenAPI client's own path, and the one of clients that are given none."""
 
@@ -175,10 +177,13 @@ class HttpSession:
         await self._send(head, h11.Data(data=body), h11.EndOfMessage())
 
     async def _send(self, *events: h11.Event) -> None:
+        # A head comes in a dozen pieces, each of which would wake the peer.
+        pieces = [data for event in events for data in self._http.send_with_data_passthrough(event) or ()]
+        if sum(map(len, pieces)) <= TOGETHER:
+            pieces = [b"".join(pieces)]
         with trio.move_on_after(SEND_SECONDS) as scope:
-            for event in events:
-                for data in self._http.send_with_data_passthrough(event) or ():
-                    await self._stream.send_all(data)
+            for data in pieces:
+                await self._stream.send_all(data)
         if scope.cancelled_caught:
             self._complaints.add("closed: the peer does not take its answers")
             raise trio.BrokenResourceError("the peer does not take its answers")
