@@ -117,6 +117,30 @@ async def test_the_largest_store_is_written_and_read_uncut(place: Place) -> None
     assert await varstored(machine).read() == largest
 
 
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        (LOGIN, S),
+        (LOGOUT, ""),
+        (GET, ""),
+        (GET_STATE, "ok"),
+        (GET_BY_UUID, "UUID_INVALID"),
+        (MESSAGE, "UUID_INVALID"),
+        (SET, "INVALID_VALUE"),
+        (SET_V2, "INVALID_VALUE"),
+    ],
+)
+async def test_requests_as_the_toolstacks_own_clients_write_them_are_understood(place: Place, method: str, answer: str) -> None:
+    """Their values are all the word "string", without a tag."""
+    machine = await place.machine(None)
+    sent = stock.http(stock.guards_request(method))
+    try:
+        found = stock.text_of(stock.understand(await stock.exchange(machine.path, sent)), "./member[2]/value")
+    except Failed as failed:
+        found = failed.errors[0]
+    assert found == answer
+
+
 # A first boot is a fact (invariant 4)
 
 

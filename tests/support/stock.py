@@ -74,6 +74,14 @@ def recorded(name: str) -> bytes:
     return path.read_bytes()
 
 
+def guards_request(method: str) -> bytes:
+    """A document as the toolstack's own clients write it; the calling test is skipped where it is absent."""
+    path = FIXTURES / "xapi-guard" / "requests" / f"{method}.request.0"
+    if not path.exists():
+        pytest.skip(f"the guard's requests are not at {path.parent}")
+    return path.read_bytes()
+
+
 def understand(answer: bytes) -> ElementTree.Element:
     """The struct of an answer, read as varstored does. Raises `Failed`."""
     answer = answer[: ANSWER_BYTES - 1]

@@ -4,7 +4,8 @@ What its client makes of an answer (varstored, xapidb-lib.c): it reads until the
 after the first space and the document after the first empty line, and of the struct in it the first member as the status
 and the second as the value. So each connection is one call, answered with its length and closed. A start ends with
 "first boot" after `Success` without the key `EFI-variables`, and with nothing else: another HTTP status and any `Failure`
-end it as a failure, so a store that cannot be had is a `Failure` (invariant 4).
+end it as a failure, so a store that cannot be had is a `Failure` (invariant 4). A store at its limit makes an answer of
+175,000 bytes, well under the 256 KiB that its client keeps, and no answer repeats more than a line of what was sent.
 """
 
 import logging
