@@ -1,5 +1,6 @@
 """One HTTP connection: what is answered, what is refused with which status, and what a peer cannot make it do."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -9,10 +10,12 @@ import trio
 from trio.testing import MockClock
 
 from varstore_companion.daemon import http_server
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import CHUNK, IDLE_SECONDS, MAX_HEAD, REQUEST_SECONDS, SEND_SECONDS, HttpSession
 from varstore_companion.errors import MalformedError
 
 LIMIT = 1_000
+log = logging.getLogger(__name__)
 
 
 async def shout(document: bytes) -> bytes:
@@ -70,9 +73,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def connected(answer: Callable[[bytes], Awaitable[bytes]] = shout) -> AsyncIterator[Peer]:
+async def connected(answer: Callable[[bytes], Awaitable[bytes]] = shout, *, single: bool = False) -> AsyncIterator[Peer]:
     ours, theirs = trio.socket.socketpair()
-    session = HttpSession(trio.SocketStream(theirs), "test", answer, limit=LIMIT)
+    session = HttpSession(trio.SocketStream(theirs), Complaints("test", log), answer, limit=LIMIT, single=single)
     async with trio.SocketStream(ours) as stream, trio.open_nursery() as nursery:
         peer = Peer(stream, session)
 
@@ -114,6 +117,31 @@ async def test_it_closes_when_the_peer_asks_for_it(headers: tuple[bytes, ...]) -
     assert rest.startswith(b"HTTP/1.1 200 ")
     assert rest.lower().count(b"connection: close\r\n") == 1
     assert rest.endswith(b"\r\n\r\nCALL")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("headers", [(), (b"Connection: close",), (b"Connection: keep-alive",)])
+async def test_a_single_one_closes_after_its_answer(version: bytes, headers: tuple[bytes, ...]) -> None:
+    async with connected(single=True) as peer:
+        await peer.send(post(b"call", *headers, version=version))
+        rest = await peer.end()
+    assert rest.startswith(b"HTTP/1.1 200 ")
+    assert rest.lower().count(b"connection: close\r\n") == 1
+    assert rest.endswith(b"\r\n\r\nCALL")
+
+
+async def test_a_single_one_carries_out_the_first_of_pipelined_requests() -> None:
+    calls = []
+
+    async def answer(document: bytes) -> bytes:
+        calls.append(document)
+        return document
+
+    async with connected(answer, single=True) as peer:
+        await peer.send(post(b"first") + post(b"second"))
+        rest = await peer.end()
+    assert rest.endswith(b"\r\n\r\nfirst")
+    assert calls == [b"first"]
 
 
 async def test_a_request_may_come_a_byte_at_a_time() -> None:
@@ -278,7 +306,7 @@ async def test_a_peer_that_is_gone_before_its_answer_ends_it() -> None:
 
     await trio.SocketStream(ours).send_all(post())
     with trio.fail_after(5):
-        await HttpSession(trio.SocketStream(theirs), "test", answer, limit=LIMIT).run()
+        await HttpSession(trio.SocketStream(theirs), Complaints("test", log), answer, limit=LIMIT).run()
 
 
 async def drip(peer: Peer, data: bytes, every: float) -> None:
@@ -297,23 +325,27 @@ async def drip(peer: Peer, data: bytes, every: float) -> None:
         (post() + b"P", b"OST / HTTP/1.1\r\n" + b"X: y\r\n" * 1_000),
     ],
 )
-async def test_a_request_that_never_ends_is_cut_off(at_once: bytes, slowly: bytes, autojump_clock: MockClock) -> None:
+async def test_a_request_that_never_ends_is_cut_off(
+    at_once: bytes, slowly: bytes, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     begin = trio.current_time()
     async with connected() as peer, trio.open_nursery() as nursery:
         await peer.send(at_once)
         nursery.start_soon(partial(drip, peer, slowly, 0.5))
         await peer.end()
         assert REQUEST_SECONDS - 0.5 <= trio.current_time() - begin <= REQUEST_SECONDS + 0.5
+    assert caplog.text.count("test closed: the peer was too slow") == 1
     assert autojump_clock.autojump_threshold == 0
 
 
-async def test_an_idle_connection_is_closed(autojump_clock: MockClock) -> None:
+async def test_an_idle_connection_is_closed(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     async with connected() as peer:
         await peer.send(post())
         await peer.answer()
         begin = trio.current_time()
         assert await peer.end() == b""
         assert trio.current_time() - begin == pytest.approx(IDLE_SECONDS)
+    assert caplog.text == ""
     assert autojump_clock.autojump_threshold == 0
 
 

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> ExitCode:
     parse.add_argument("--gid", type=number, metavar="N", help="its group")
     parse.add_argument("--mode", type=partial(number, base=8, most=MAX_MODE), metavar="OCTAL", help="its permissions (0660)")
     parse.add_argument("--upstream", type=socket_path, metavar="PATH", help="xapi-guard's socket of the VM (--toolstack guard)")
-    parse.add_argument("--resume", action="store_true", help="the VM resumes or migrates: no read through it is a cold boot")
+    parse.add_argument("--resume", action="store_true", help="the VM resumes, migrates or runs: no read is a cold boot")
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)

@@ -30,8 +30,8 @@ class Places:
 class Served(Protocol):
     """One connection's session, whichever protocol it speaks."""
 
-    async def run(self) -> None:
-        """Serve the connection until either side ends it; closes it."""
+    async def run(self) -> "Served | None":
+        """Serve the connection until either side ends it, and close it; or give the session that goes on with it."""
 
     def stop(self) -> None:
         """End it at once when it waits for its peer, otherwise after the request that is being carried out."""
@@ -120,7 +120,10 @@ class Acceptor:
 
     async def _serve(self, session: Served) -> None:
         try:
-            await session.run()
+            while (following := await session.run()) is not None:
+                self._sessions.remove(session)
+                self._sessions.add(following)
+                session = following
         except Exception:
             # Whatever a peer found, it ends its own connection and no other VM's.
             log.exception("%s a connection ended in a bug", self._who)

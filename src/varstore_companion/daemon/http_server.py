@@ -10,6 +10,8 @@ from http import HTTPStatus
 import h11
 import trio
 
+from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much of a refused request is read away, so that its sender comes to read the refusal."""
 CHUNK = 65_536
+TOGETHER = 512 * 1024
+"""Bytes of an answer that are put together and sent at once; a longer one is not copied."""
 PATHS = frozenset({b"/", b"/RPC2"})
 """Where xapi takes calls: the XenAPI client's own path, and the one of clients that are given none."""
 
@@ -34,6 +38,7 @@ TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Le
 
 _TEXT = b"text/plain; charset=utf-8"
 _XML = b"text/xml"
+_CLOSE = (b"Connection", b"close")
 
 Handler = Callable[[bytes], Awaitable[bytes]]
 
@@ -49,17 +54,21 @@ class _RefusedError(Exception):
 
 
 class HttpSession:
-    """One connection from its first byte to its last. `who` begins its log lines; `answer` maps a document to its answer.
+    """One connection from its first byte to its last. `complaints` takes what its peer does wrong.
 
-    `answer` raises `MalformedError` for what is not a document of its kind: status 400. A bug in it ends this connection
-    with status 500 and no other. `limit`: bytes of a document.
+    `answer` maps a document to its answer, and raises `MalformedError` for what is not a document of its kind: status 400.
+    A bug in it ends this connection with status 500 and no other. `limit`: bytes of a document. `single`: the first answer
+    closes the connection, for peers that read to its end.
     """
 
-    def __init__(self, stream: trio.SocketStream, who: str, answer: Handler, *, limit: int) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, complaints: Complaints, answer: Handler, *, limit: int, single: bool = False
+    ) -> None:
         self._stream = stream
-        self._who = who
+        self._complaints = complaints
         self._answer = answer
         self._limit = limit
+        self._ending = (_CLOSE,) if single else ()
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._deadline = float("inf")
         self._idle: trio.CancelScope | None = None
@@ -77,7 +86,7 @@ class HttpSession:
             try:
                 await self._run()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                log.debug("%s the peer went away", self._who)
+                log.debug("%s the peer went away", self._complaints.who)
 
     async def _run(self) -> None:
         try:
@@ -108,9 +117,9 @@ class HttpSession:
         except MalformedError as error:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
         except Exception:
-            log.exception("%s met a bug", self._who)
+            log.exception("%s met a bug", self._complaints.who)
             raise _RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, "an error inside the daemon: see its log") from None
-        await self._send_answer(HTTPStatus.OK, answer, _XML)
+        await self._send_answer(HTTPStatus.OK, answer, _XML, *self._ending)
         return True
 
     def _admit(self, head: h11.Request) -> None:
@@ -137,6 +146,8 @@ class HttpSession:
                     data = await self._stream.receive_some(CHUNK)
                 self._idle = None
             if data is None:
+                if not self._stopping and (self._http.trailing_data[0] or self._http.their_state is not h11.IDLE):
+                    self._complaints.add("closed: the peer was too slow")
                 return None
             if not self._http.trailing_data[0] and self._http.their_state is h11.IDLE:
                 self._deadline = trio.current_time() + REQUEST_SECONDS
@@ -144,12 +155,12 @@ class HttpSession:
         return event
 
     async def _refuse(self, refused: _RefusedError) -> None:
-        log.warning("%s closed: %d %s", self._who, refused.status, refused.why)
+        self._complaints.add(f"closed: {refused.status} {printable(refused.why)}")
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         # The answer to HEAD, which is refused as any method but POST, has no body.
         text = b"" if refused.status is HTTPStatus.METHOD_NOT_ALLOWED else f"{refused.why}\n".encode()
-        await self._send_answer(refused.status, text, _TEXT, *refused.headers, (b"Connection", b"close"))
+        await self._send_answer(refused.status, text, _TEXT, *refused.headers, _CLOSE)
         await self._stream.send_eof()
         left = LINGER_BYTES
         with trio.move_on_after(LINGER_SECONDS):
@@ -166,10 +177,13 @@ class HttpSession:
         await self._send(head, h11.Data(data=body), h11.EndOfMessage())
 
     async def _send(self, *events: h11.Event) -> None:
+        # A head comes in a dozen pieces, each of which would wake the peer.
+        pieces = [data for event in events for data in self._http.send_with_data_passthrough(event) or ()]
+        if sum(map(len, pieces)) <= TOGETHER:
+            pieces = [b"".join(pieces)]
         with trio.move_on_after(SEND_SECONDS) as scope:
-            for event in events:
-                for data in self._http.send_with_data_passthrough(event) or ():
-                    await self._stream.send_all(data)
+            for data in pieces:
+                await self._stream.send_all(data)
         if scope.cancelled_caught:
-            log.warning("%s closed: the peer does not take its answers", self._who)
+            self._complaints.add("closed: the peer does not take its answers")
             raise trio.BrokenResourceError("the peer does not take its answers")

@@ -135,10 +135,10 @@ class Daemon:
                 if there[1].bound.is_in_place():
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
-                self._serve(attachment)
+                self._serve(attachment, fresh=False)
                 there[1].stop()
                 return False
-            self._serve(attachment)
+            self._serve(attachment, fresh=True)
             try:
                 await self._save(attachment for attachment, _ in self._sockets.values())
             except OSError as error:
@@ -214,11 +214,11 @@ class Daemon:
             return
         for attachment in saved:
             try:
-                self._serve(attachment)
+                self._serve(attachment, fresh=False)
             except ConfigurationError as error:
                 log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
 
-    def _serve(self, attachment: Attachment) -> None:
+    def _serve(self, attachment: Attachment, *, fresh: bool) -> None:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
         self._confirm_upstream(attachment)
@@ -232,7 +232,7 @@ class Daemon:
             places=self._places,
             host=self._host,
             nursery=self._nursery,
-            make=VmSocket(attachment, vm).session,
+            make=VmSocket(attachment, vm, fresh=fresh).session,
         )
         self._sockets[attachment.path] = (attachment, acceptor)
         if self._host.upstreams is not None:

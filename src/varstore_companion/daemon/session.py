@@ -84,13 +84,25 @@ def too_many(socket: Socket) -> bytes:
 class Session:
     """One connection from its first byte to its last. `complaints` takes what its peer does wrong; `handle` answers requests.
 
+    `begun`: when the connection was taken (trio's clock), None for when `run` begins.
+
     `handle` raises `CompanionError` for a request that fails; the connection goes on. A bug in it ends this connection
     with INTERNAL and no other.
     """
 
+    __slots__ = ("_begun", "_complaints", "_connection", "_events", "_greet", "_handle", "_idle", "_stopping", "_stream")
+
     def __init__(
-        self, stream: trio.SocketStream, socket: Socket, complaints: Complaints, *, greet: Handler, handle: Handler
+        self,
+        stream: trio.SocketStream,
+        socket: Socket,
+        complaints: Complaints,
+        *,
+        greet: Handler,
+        handle: Handler,
+        begun: float | None = None,
     ) -> None:
+        self._begun = begun
         self._stream = stream
         self._connection = Connection(Role.SERVER, socket=socket)
         self._complaints = complaints
@@ -115,7 +127,7 @@ class Session:
                 log.debug("%s the peer went away", self._complaints.who)
 
     async def _run(self) -> None:
-        begun = trio.current_time()
+        begun = trio.current_time() if self._begun is None else self._begun
         frame_begun: float | None = None
         while True:
             events = self._events

@@ -10,7 +10,7 @@ import trio
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.daemon.writer import READ_BACK_SECONDS, Writer
 from varstore_companion.efi.names import printable
-from varstore_companion.efi.outline import Outline, admit
+from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
 from varstore_companion.errors import (
     CompanionError,
     MalformedError,
@@ -48,6 +48,8 @@ SB_FAILURE_SECONDS = 60.0
 UPDATED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED"
 UPDATE_FAILED = "VM_SECURE_BOOT_CERTIFICATES_UPDATE_FAILED"
 SECURE_BOOT_FAILED = "VM_SECURE_BOOT_FAILED"
+SECURE_BOOT_FAILED_TEXT = "The VM failed to pass Secure Boot verification."
+"""varstored's own words, with which the alert begins."""
 
 
 class BootOutcome(Enum):
@@ -134,13 +136,13 @@ class Vm:
             self._see(record)
         return record
 
-    async def boot(self) -> Boot:
-        """Answer a cold boot, with the update if one is marked, within `BOOT_SECONDS`.
+    async def boot(self, deadline: float | None = None) -> Boot:
+        """Answer a cold boot, with the update if one is marked, until `deadline` (trio's clock), else within `BOOT_SECONDS`.
 
         Raises `ToolstackError` only when the store itself cannot be had: an update that fails never does (invariant 5).
         """
         self._host.stats.boots += 1
-        deadline = trio.current_time() + BOOT_SECONDS
+        deadline = trio.current_time() + BOOT_SECONDS if deadline is None else deadline
         with trio.move_on_at(deadline):
             async with self._lock:
                 return await self._boot(deadline)
@@ -156,6 +158,9 @@ class Vm:
         try:
             new = admit(blob)
         except UnknownVersionError as error:
+            if len(blob) > FILE_LIMIT:
+                self._host.stats.refused += 1
+                raise OverLimitError(f"a store of {len(blob):,} bytes: varstored loads at most {FILE_LIMIT:,}") from None
             log.warning("vm=%s passes a store through unread: %s", self.uuid, error)
             new = None
         except (MalformedError, OverLimitError):
@@ -197,7 +202,7 @@ class Vm:
         before, now = self._alerted, trio.current_time()
         if now - before < SB_FAILURE_SECONDS:
             return
-        body = "The VM failed to pass Secure Boot verification." + (f" {printable(detail)}" if detail else "")
+        body = SECURE_BOOT_FAILED_TEXT + (f" {printable(detail)}" if detail else "")
         self._alerted = now
         delivered = False
         try:

@@ -1,19 +1,21 @@
-"""What a VM's own socket answers: the framed protocol's requests, carried out on that one VM."""
+"""What a VM's own socket answers: an unmodified varstored's calls, and the framed protocol's requests, on that one VM."""
 
 import logging
 
 import trio
 
 from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.boot_read import BootRead, fitting
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.first_byte import FirstByte
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
+from varstore_companion.daemon.stock import Stock
 from varstore_companion.daemon.vm import BootOutcome, Vm
-from varstore_companion.errors import OverLimitError
 from varstore_companion.trust.state import Update
 from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.fields import clip
-from varstore_companion.wire.limits import MAX_STORE, MAX_TEXT
+from varstore_companion.wire.limits import MAX_TEXT
 from varstore_companion.wire.messages import AnswerMessage, RequestMessage, Socket
 
 log = logging.getLogger(__name__)
@@ -32,18 +34,26 @@ _OUTCOMES = {
 
 
 class VmSocket:
-    """One attached socket, which is the VM's identity, whatever its peer says (invariant 8)."""
+    """One attached socket, which is the VM's identity, whatever its peer says (invariant 8).
 
-    __slots__ = ("_attachment", "_complaints", "_vm")
+    `fresh`: the socket has just been attached, not brought back, so that one read may be a boot (see `BootRead`).
+    """
 
-    def __init__(self, attachment: Attachment, vm: Vm) -> None:
+    __slots__ = ("_attachment", "_boots", "_complaints", "_stock", "_vm")
+
+    def __init__(self, attachment: Attachment, vm: Vm, *, fresh: bool) -> None:
         self._attachment = attachment
         self._vm = vm
         self._complaints = Complaints(f"vm={vm.uuid}", log)
+        self._boots = BootRead(vm, left=fresh and not attachment.resume)
+        self._stock = Stock(vm, self._boots, self._complaints)
 
-    def session(self, stream: trio.SocketStream) -> Session:
+    def session(self, stream: trio.SocketStream) -> FirstByte:
         """The session of one connection."""
-        return Session(stream, Socket.VM, self._complaints, greet=self._greet, handle=self._handle)
+        return FirstByte(stream, framed=self._framed, post=self._stock.session)
+
+    def _framed(self, stream: trio.SocketStream, begun: float) -> Session:
+        return Session(stream, Socket.VM, self._complaints, greet=self._greet, handle=self._handle, begun=begun)
 
     async def _greet(self, hello: RequestMessage) -> AnswerMessage:
         if isinstance(hello, messages.Hello) and hello.vm != self._vm.uuid:
@@ -56,11 +66,14 @@ class VmSocket:
             case messages.Ping(data=data):
                 return messages.PingAnswer(data)
             case messages.PutStore(store=store):
+                self._boots.runs()
                 verdict, generation = await vm.put(store)
                 return messages.PutStoreAnswer(_VERDICTS[verdict.update], messages.Durable.TOOLSTACK, generation)
             case messages.GetStore(reason=messages.Reason.BOOT) if not self._attachment.resume:
                 return await self._boot()
-            case messages.GetStore():
+            case messages.GetStore(reason=reason):
+                if reason is messages.Reason.RESUME:
+                    self._boots.runs()
                 record = await vm.read()
                 return _store_answer(record.store, record.generation, messages.Outcome.NOT_ASKED, None)
             case messages.SbFailure(detail=detail):
@@ -69,12 +82,10 @@ class VmSocket:
         raise RequestRefusedError(ErrorCode.NOT_HERE, f"{type(request).__name__} is not for a VM's socket")
 
     async def _boot(self) -> AnswerMessage:
-        boot = await self._vm.boot()
+        boot = await self._boots.boot()
         return _store_answer(boot.store, boot.generation, _OUTCOMES[boot.outcome], boot.detail)
 
 
 def _store_answer(store: bytes | None, generation: int, outcome: messages.Outcome, detail: str | None) -> AnswerMessage:
-    if store is not None and len(store) > MAX_STORE:
-        raise OverLimitError(f"the toolstack holds a store of {len(store):,} bytes: varstored loads at most {MAX_STORE:,}")
-    presence = messages.Presence.ABSENT if store is None else messages.Presence.PRESENT
+    presence = messages.Presence.ABSENT if fitting(store) is None else messages.Presence.PRESENT
     return messages.GetStoreAnswer(presence, generation, outcome, store, None if detail is None else clip(detail, MAX_TEXT))

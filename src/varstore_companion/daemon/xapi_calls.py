@@ -4,7 +4,6 @@ What a call without a value answers is nil, as a guard's is.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import islice
@@ -14,6 +13,7 @@ from uuid import UUID, uuid4
 import trio
 
 from varstore_companion.daemon import xapi_values
+from varstore_companion.daemon.xapi_method import Method, uuid_invalid
 from varstore_companion.daemon.xapi_values import POOL, Arguments, reference
 from varstore_companion.errors import ToolstackRefusedError
 from varstore_companion.toolstack import nvram
@@ -38,22 +38,6 @@ class MessageClass(StrEnum):
     VM = "VM"
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A call. `names`: its parameters besides the session, of which the last `optional` may be left out.
-
-    `run` raises `ToolstackError`. Where it gives bytes, they are the whole answer.
-    """
-
-    names: tuple[str, ...]
-    run: Callable[[Arguments], Awaitable[Value | bytes]]
-    optional: int = 0
-
-    def takes(self, count: int) -> bool:
-        """Whether it can be called with so many parameters."""
-        return len(self.names) - self.optional <= count <= len(self.names)
-
-
 class Calls:
     """The calls on one embedded toolstack. `toolstack` is the one that works on `operations`."""
 
@@ -61,7 +45,7 @@ class Calls:
         self._operations = operations
         self._toolstack = toolstack
         self._whole = trio.CapacityLimiter(1)
-        self.methods: dict[str, Method] = {
+        self.methods: dict[str, Method[Callable[[Arguments], Awaitable[Value | bytes]]]] = {
             "VM.get_by_uuid": Method(("uuid",), self._get_by_uuid),
             "VM.get_all": Method((), self._get_all),
             "VM.get_all_records": Method((), self._get_all_records),
@@ -95,7 +79,7 @@ class Calls:
         text = given.text()
         uuid = xapi_values.read_uuid(text)
         if uuid is None:
-            raise _uuid_invalid("VM", text)
+            raise uuid_invalid("VM", text)
         return reference(await self._reading(partial(self._operations.uuid_of, uuid)))
 
     async def _get_all(self, _given: Arguments) -> Value:
@@ -176,12 +160,12 @@ class Calls:
         name, priority, cls, text, body = given.text(), given.integer(), given.choice(MessageClass), given.text(), given.text()
         vm = xapi_values.read_uuid(text)
         if vm is None:
-            raise _uuid_invalid(cls, text)
+            raise uuid_invalid(cls, text)
         try:
             message = await self._changing(partial(self._operations.alert, vm, Alert(name, priority, body)))
         except ToolstackRefusedError as error:
             # xapi is given the object's uuid here, so that is what it calls invalid.
-            raise _uuid_invalid(cls, text) if error.code == "HANDLE_INVALID" else error from None
+            raise uuid_invalid(cls, text) if error.code == "HANDLE_INVALID" else error from None
         return reference(xapi_values.message_uuid(message))
 
     async def _get_messages(self, _given: Arguments) -> Value:
@@ -224,7 +208,3 @@ def _name_of(vm: Vm) -> Value:
 
 def _nvram_of(vm: Vm) -> Value:
     return dict(vm.nvram.texts())
-
-
-def _uuid_invalid(kind: str, given: str) -> ToolstackRefusedError:
-    return ToolstackRefusedError("UUID_INVALID", f"there is no {kind} {given}", (kind, given))

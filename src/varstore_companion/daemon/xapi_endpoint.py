@@ -6,21 +6,26 @@ from functools import partial
 
 import trio
 
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.control import peer_uid
 from varstore_companion.daemon.http_server import HttpSession
 from varstore_companion.daemon.xapi_calls import Calls
+from varstore_companion.daemon.xapi_method import (
+    LOGIN,
+    LOGIN_OPTIONAL,
+    LOGIN_PARAMETERS,
+    LOGOUT,
+    answered,
+    miscounted,
+    unknown_method,
+)
 from varstore_companion.daemon.xapi_sessions import Sessions
 from varstore_companion.daemon.xapi_values import Arguments
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import ToolstackError, ToolstackRefusedError
-from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Failure, Success, Value, build_response, parse_call
+from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Value, parse_call
 
 log = logging.getLogger(__name__)
-
-LOGIN = "session.login_with_password"
-_LOGIN_PARAMETERS = ("uname", "pwd", "version", "originator")
-"""The last two, which xapi's clients add, may be left out."""
-LOGOUT = "session.logout"
 
 
 class XapiEndpoint:
@@ -34,24 +39,18 @@ class XapiEndpoint:
     def session(self, stream: trio.SocketStream) -> HttpSession:
         """The session of one connection."""
         uid = peer_uid(stream)
-        return HttpSession(stream, f"xapi socket uid={uid}", partial(self.answer, uid), limit=MAX_DOCUMENT)
+        return HttpSession(stream, Complaints(f"xapi socket uid={uid}", log), partial(self.answer, uid), limit=MAX_DOCUMENT)
 
     async def answer(self, uid: int, document: bytes) -> bytes:
         """Carry out a call of user `uid`'s and write its answer. Raises `MalformedError` for what is no call."""
         call = parse_call(document)
         who = f"xapi socket uid={uid} {call.method}"
-        try:
-            result = await self._carry_out(uid, call)
-        except ToolstackRefusedError as error:
-            log.info("%s refused: %s", who, printable(str(error)))
-            return build_response(Failure((error.code, *error.parameters)))
-        except ToolstackError as error:
-            log.warning("%s failed: %s", who, error)
-            return build_response(Failure(("INTERNAL_ERROR", str(error))))
-        except Exception:
-            log.exception("%s met a bug", who)
-            return build_response(Failure(("INTERNAL_ERROR", "an error inside the daemon: see its log")))
-        return result if isinstance(result, bytes) else build_response(Success(result))
+
+        def refused(error: ToolstackError) -> None:
+            level = logging.INFO if isinstance(error, ToolstackRefusedError) else logging.WARNING
+            log.log(level, "%s failed: %s", who, printable(str(error)))
+
+        return await answered(self._carry_out(uid, call), who, refused)
 
     async def _carry_out(self, uid: int, call: Call) -> Value | bytes:
         now = trio.current_time()
@@ -60,14 +59,14 @@ class XapiEndpoint:
         session, *values = call.parameters or (None,)
         if call.method == LOGOUT:
             if len(call.parameters) != 1:
-                raise _miscounted(call, expected=0, found=len(values))
+                raise miscounted(call.method, expected=0, found=len(values))
             self._sessions.logout(session, now)
             return None
         method = self._methods.get(call.method)
         if method is None:
-            raise ToolstackRefusedError("MESSAGE_METHOD_UNKNOWN", f"{call.method} is not a call", (call.method,))
+            raise unknown_method(call.method)
         if not call.parameters or not method.takes(len(values)):
-            raise _miscounted(call, expected=len(method.names) - method.optional, found=len(values))
+            raise miscounted(call.method, expected=len(method.names) - method.optional, found=len(values))
         self._sessions.use(session, now)
         given = Arguments(method.names, values)
         try:
@@ -80,9 +79,9 @@ class XapiEndpoint:
         return result
 
     def _login(self, uid: int, parameters: Sequence[Value], now: float) -> str:
-        if not 2 <= len(parameters) <= len(_LOGIN_PARAMETERS):
-            raise _miscounted(Call(LOGIN, ()), expected=2, found=len(parameters))
-        given = Arguments(_LOGIN_PARAMETERS, parameters)
+        if not len(LOGIN_PARAMETERS) - LOGIN_OPTIONAL <= len(parameters) <= len(LOGIN_PARAMETERS):
+            raise miscounted(LOGIN, expected=2, found=len(parameters))
+        given = Arguments(LOGIN_PARAMETERS, parameters)
         name = given.text()
         while given:
             given.text()
@@ -90,9 +89,3 @@ class XapiEndpoint:
             why = f"user id {uid} may not use this socket"
             raise ToolstackRefusedError("SESSION_AUTHENTICATION_FAILED", why, (name, why))
         return self._sessions.login(now)
-
-
-def _miscounted(call: Call, *, expected: int, found: int) -> ToolstackRefusedError:
-    # As xapi counts: what has to be there, and what was there, both without the session.
-    why = f"{call.method} takes {expected} parameters, not {found}"
-    return ToolstackRefusedError("MESSAGE_PARAMETER_COUNT_MISMATCH", why, (call.method, str(expected), str(found)))

@@ -1,0 +1,67 @@
+"""A connection to a VM's socket until its first byte, which says what it speaks."""
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import trio
+
+from varstore_companion.daemon.acceptor import Served
+from varstore_companion.wire.limits import HELLO_SECONDS
+
+POST = b"P"
+"""The first byte of an unmodified varstored's `POST`; the framed protocol's is `V` (protocol/README.md, "Transport")."""
+
+
+class FirstByte:
+    """Waits for the first byte, leaves it in the socket, and gives the session that reads it: `post`'s or `framed`'s.
+
+    `framed` is told the time (trio's clock) at which the connection was taken, since its HELLO has `HELLO_SECONDS` from then.
+    It gets the peers that say nothing, too, so that they are told in its words why they are let go. Until the byte comes no
+    session stands in memory, and afterwards this does not.
+    """
+
+    __slots__ = ("_framed", "_post", "_stopping", "_stream", "_waiting")
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        *,
+        framed: Callable[[trio.SocketStream, float], Served],
+        post: Callable[[trio.SocketStream], Served],
+    ) -> None:
+        self._stream = stream
+        self._framed = framed
+        self._post = post
+        self._waiting: trio.CancelScope | None = None
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Wait no longer; the session that comes is stopped, too."""
+        self._stopping = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def run(self) -> Served:
+        """Wait for the first byte. Closes the stream only when it is cancelled."""
+        begun = trio.current_time()
+        session: Served | None = None
+        try:
+            is_post = await self._look(begun + HELLO_SECONDS) == POST
+            session = self._post(self._stream) if is_post else self._framed(self._stream, begun)
+        finally:
+            if session is None:
+                self._stream.socket.close()
+        if self._stopping:
+            session.stop()
+        return session
+
+    async def _look(self, deadline: float) -> bytes:
+        """The first byte, which stays unread; empty when none comes."""
+        first = b""
+        self._waiting = trio.CancelScope(deadline=deadline)
+        # What is wrong with the socket its session finds, too.
+        with self._waiting, suppress(OSError):
+            first = await self._stream.socket.recv(len(POST), socket.MSG_PEEK)
+        self._waiting = None
+        return first
