@@ -1,7 +1,8 @@
 """Several processes and threads on one database file, and one of them killed anywhere (invariants 6, 7 and 9)."""
 
+import sqlite3
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -9,6 +10,8 @@ import pytest
 
 from support.processes import python
 from varstore_companion.errors import ToolstackUnavailableError
+from varstore_companion.toolstack import schema
+from varstore_companion.toolstack.connection import prepare
 from varstore_companion.toolstack.database import Database
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
@@ -189,3 +192,25 @@ def test_threads_share_one_database(path: Path, vm: UUID) -> None:
         for thread in threads:
             thread.join()
         assert database.read(vm) == VmRecord(bytes([49]) * 3000, ON_BOOT, 200)
+
+
+def test_nobody_makes_the_schema_between_two_looks_at_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the version would be from before it and the tables from after it: a database of something else."""
+    prepare(path)
+    look, tried = schema._version, 0
+
+    def version(connection: sqlite3.Connection) -> int:
+        nonlocal tried
+        found = look(connection)
+        if not tried:
+            tried += 1
+            with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("CREATE TABLE vm (uuid TEXT)")
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    other.execute("COMMIT")
+        return found
+
+    monkeypatch.setattr(schema, "_version", version)
+    with Database(path):
+        assert tried

@@ -97,8 +97,11 @@ def ensure(connection: sqlite3.Connection, path: Path) -> None:
     Raises `ConfigurationError` for a schema of a later version, for another program's file, and where the file
     system cannot hold SQLite's write-ahead log; such a file is left as it is. Raises `sqlite3.Error`.
     """
-    version = _version(connection)
-    if not 0 <= version <= VERSION or (version == 0 and _tables(connection)):
+    # Both from one state of the file: another process may be making the schema in between.
+    connection.execute("BEGIN")
+    version, has_tables = _version(connection), _tables(connection)
+    connection.execute("COMMIT")
+    if not 0 <= version <= VERSION or (version == 0 and has_tables):
         raise _unusable(path, version)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
