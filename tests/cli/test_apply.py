@@ -23,10 +23,10 @@ from support.commands import (
     Run,
     base64_file,
     fixture_file,
-    fixture_index,
     raw_file,
     shell,
 )
+from support.fixtures import index
 from support.own_rules import Rules
 from support.processes import python_environment
 from support.storebytes import Variable, make_store, x509_lists
@@ -78,9 +78,9 @@ def test_every_scene(name: str, run: Run, tmp_path: Path) -> None:
 def test_every_fixture(name: str, run: Run, tmp_path: Path) -> None:
     path, out = fixture_file(name), tmp_path / "out"
     blob = b64decode(path.read_bytes())
-    missing = {key: tuple(value) for key, value in fixture_index()[name]["missing"].items()}
+    missing = {key: tuple(value) for key, value in index()[name]["missing"].items()}
     variables = VarstoredModel.load(blob).list()
-    if variables[0].name != fixture_index()[name]["variables"][0]:
+    if variables[0].name != index()[name]["variables"][0]:
         variables = variables[::-1]
     assert run("apply", path, "-o", out).code == 0
     assert b64decode(out.read_bytes()) == _updated(blob, variables, missing)

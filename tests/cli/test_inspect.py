@@ -16,11 +16,11 @@ from support.commands import (
     Run,
     base64_file,
     fixture_file,
-    fixture_index,
     on_terminal,
     process,
     raw_file,
 )
+from support.fixtures import index
 from support.own_rules import Rules
 from support.storebytes import DATA_LIMIT, GLOBAL, OWNER_TENANT, Variable, db_variable, make_store, x509_list
 from support.storemaker import HOSTILE, SCENES, hostile, scene
@@ -67,7 +67,7 @@ def test_every_scene(name: str, run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FIXTURE_STORES)
 def test_every_fixture(name: str, run: Run) -> None:
-    expected = fixture_index()[name]
+    expected = index()[name]
     done = run("inspect", "--json", fixture_file(name))
     document = done.json
     assert document["certcheck"] == expected["certcheck"]

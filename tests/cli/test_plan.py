@@ -7,7 +7,8 @@ import pytest
 
 from support import own_rules
 from support.certificates import FINGERPRINTS
-from support.commands import FIXTURE_STORES, Run, base64_file, fixture_file, fixture_index, on_terminal, process, raw_file
+from support.commands import FIXTURE_STORES, Run, base64_file, fixture_file, on_terminal, process, raw_file
+from support.fixtures import index
 from support.own_rules import Rules
 from support.storebytes import GLOBAL, TOTAL_LIMIT, Variable
 from support.storemaker import HOSTILE, SCENES, hostile, scene
@@ -61,7 +62,7 @@ def test_every_scene(name: str, run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FIXTURE_STORES)
 def test_every_fixture(name: str, run: Run) -> None:
-    expected = fixture_index()[name]
+    expected = index()[name]
     document = run("plan", "--json", fixture_file(name)).json
     missing: dict[str, list[str]] = {}
     for change in document["changes"]:

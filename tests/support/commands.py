@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from support.fixtures import index
 from support.places import FIXTURES
 from support.processes import python_environment
 
@@ -202,19 +203,9 @@ def raw_file(folder: Path, blob: bytes, name: str = "nvram.bin") -> Path:
     return path
 
 
-@cache
-def fixture_index() -> dict[str, Any]:
-    """What is true of each fixture store; skips the calling test where they are absent."""
-    path = FIXTURES / "stores" / "index.json"
-    if not path.exists():
-        pytest.skip(f"the fixture stores are not at {path}")
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
-
-
 def fixture_file(name: str) -> Path:
     """The file of one fixture store."""
-    assert name in fixture_index()
+    assert name in index()
     return FIXTURES / "stores" / f"{name}.b64"
 
 

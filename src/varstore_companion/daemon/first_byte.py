@@ -3,10 +3,12 @@
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
 from varstore_companion.daemon.acceptor import Served
+from varstore_companion.daemon.peer_wait import PeerWait
 from varstore_companion.wire.limits import HELLO_SECONDS
 
 POST = b"P"
@@ -21,7 +23,7 @@ class FirstByte:
     session stands in memory, and afterwards this does not.
     """
 
-    __slots__ = ("_framed", "_post", "_stopping", "_stream", "_waiting")
+    __slots__ = ("_framed", "_post", "_stream", "_wait")
 
     def __init__(
         self,
@@ -33,14 +35,11 @@ class FirstByte:
         self._stream = stream
         self._framed = framed
         self._post = post
-        self._waiting: trio.CancelScope | None = None
-        self._stopping = False
+        self._wait = PeerWait()
 
     def stop(self) -> None:
         """Wait no longer; the session that comes is stopped, too."""
-        self._stopping = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._wait.stop()
 
     async def run(self) -> Served:
         """Wait for the first byte. Closes the stream only when it is cancelled."""
@@ -52,16 +51,13 @@ class FirstByte:
         finally:
             if session is None:
                 self._stream.socket.close()
-        if self._stopping:
+        if self._wait.stopped:
             session.stop()
         return session
 
     async def _look(self, deadline: float) -> bytes:
         """The first byte, which stays unread; empty when none comes."""
-        first = b""
-        self._waiting = trio.CancelScope(deadline=deadline)
         # What is wrong with the socket its session finds, too.
-        with self._waiting, suppress(OSError):
-            first = await self._stream.socket.recv(len(POST), socket.MSG_PEEK)
-        self._waiting = None
-        return first
+        with suppress(OSError):
+            return await self._wait.receive(partial(self._stream.socket.recv, len(POST), socket.MSG_PEEK), deadline) or b""
+        return b""

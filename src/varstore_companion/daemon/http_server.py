@@ -5,12 +5,14 @@ h11 is the protocol; this file does its reading and writing, and says which requ
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 
 import h11
 import trio
 
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.peer_wait import PeerWait
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
 
@@ -71,14 +73,11 @@ class HttpSession:
         self._ending = (_CLOSE,) if single else ()
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._deadline = float("inf")
-        self._idle: trio.CancelScope | None = None
-        self._stopping = False
+        self._wait = PeerWait()
 
     def stop(self) -> None:
         """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
-        self._stopping = True
-        if self._idle is not None:
-            self._idle.cancel()
+        self._wait.stop()
 
     async def run(self) -> None:
         """Serve the connection until either side ends it. Closes the stream."""
@@ -139,19 +138,14 @@ class HttpSession:
     async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED] | None:
         """The next event, or None when the peer is too slow or the daemon stops."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            data: bytes | bytearray | None = None
-            if not self._stopping:
-                self._idle = trio.CancelScope(deadline=self._deadline)
-                with self._idle:
-                    data = await self._stream.receive_some(CHUNK)
-                self._idle = None
+            data = await self._wait.receive(partial(self._stream.receive_some, CHUNK), self._deadline)
             if data is None:
-                if not self._stopping and (self._http.trailing_data[0] or self._http.their_state is not h11.IDLE):
+                if not self._wait.stopped and (self._http.trailing_data[0] or self._http.their_state is not h11.IDLE):
                     self._complaints.add("closed: the peer was too slow")
                 return None
             if not self._http.trailing_data[0] and self._http.their_state is h11.IDLE:
                 self._deadline = trio.current_time() + REQUEST_SECONDS
-            self._http.receive_data(bytes(data))
+            self._http.receive_data(data)
         return event
 
     async def _refuse(self, refused: _RefusedError) -> None:

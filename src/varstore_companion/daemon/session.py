@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
 from varstore_companion import __version__
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.peer_wait import PeerWait
 from varstore_companion.errors import (
     CompanionError,
     ConfigurationError,
@@ -90,7 +92,7 @@ class Session:
     with INTERNAL and no other.
     """
 
-    __slots__ = ("_begun", "_complaints", "_connection", "_events", "_greet", "_handle", "_idle", "_stopping", "_stream")
+    __slots__ = ("_begun", "_complaints", "_connection", "_events", "_greet", "_handle", "_stream", "_wait")
 
     def __init__(
         self,
@@ -108,15 +110,12 @@ class Session:
         self._complaints = complaints
         self._greet = greet
         self._handle = handle
-        self._idle: trio.CancelScope | None = None
-        self._stopping = False
+        self._wait = PeerWait()
         self._events = 0
 
     def stop(self) -> None:
         """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
-        self._stopping = True
-        if self._idle is not None:
-            self._idle.cancel()
+        self._wait.stop()
 
     async def run(self) -> None:
         """Serve the connection until either side ends it. Closes the stream."""
@@ -145,27 +144,17 @@ class Session:
 
     async def _receive(self, deadline: float) -> bool:
         """Take in what the peer sends next; False when the connection is over."""
-        if self._stopping:
-            await self._end(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
-            return False
-        data: bytes | bytearray | None = None
-        self._idle = trio.CancelScope(deadline=deadline)
-        with self._idle:
-            data = await self._stream.receive_some(CHUNK)
-        self._idle = None
-        if data is None and self._was_stopped():
+        data = await self._wait.receive(partial(self._stream.receive_some, CHUNK), deadline)
+        if data is None and self._wait.stopped:
             await self._end(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
         elif data is None:
             self._complaints.add("closed: the peer was too slow")
             await self._end(ErrorCode.TIMED_OUT, "too slow")
         elif data:
-            self._connection.receive_data(bytes(data))
+            self._connection.receive_data(data)
         else:
             self._connection.receive_eof()
         return data is not None
-
-    def _was_stopped(self) -> bool:
-        return self._stopping
 
     async def _carry_out_events(self) -> bool:
         """Answer everything that has been received; False when the connection is over."""
