@@ -15,15 +15,17 @@ class Disk:
 
     def names(self, folder: Path) -> list[str]:
         """The names in a folder, in no order."""
-        return os.listdir(folder)
+        return [path.name for path in folder.iterdir()]
 
-    def make_folder(self, path: Path) -> None:
-        """Make a folder for its owner alone, unless it is there. Its name is durable after `sync_folder` of its parent."""
+    def make_folder(self, path: Path) -> bool:
+        """Make a folder for its owner alone; False when it is there. Its name is durable after `sync_folder` of its parent."""
         try:
             path.mkdir(0o700)
         except FileExistsError:
             if not path.is_dir():
                 raise
+            return False
+        return True
 
     def sync_folder(self, path: Path) -> None:
         """Make what was created, renamed or removed in a folder durable."""
@@ -48,11 +50,6 @@ class Disk:
         """Make a file's bytes and its length durable."""
         self.syncs += 1
         os.fdatasync(descriptor)
-
-    def truncate(self, descriptor: int, length: int) -> None:
-        """Cut a file back to `length` bytes, and set the position there."""
-        os.ftruncate(descriptor, length)
-        os.lseek(descriptor, length, os.SEEK_SET)
 
     def is_at(self, descriptor: int, path: Path) -> bool:
         """Whether the descriptor's file is the one that `path` names."""
@@ -80,9 +77,14 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def size(self, path: Path) -> int:
-        """A file's length."""
-        return path.lstat().st_size
+    def cut(self, path: Path, length: int) -> None:
+        """Cut a file back to `length` bytes, durably."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.ftruncate(descriptor, length)
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def sync_file(self, path: Path) -> None:
         """Make durable what a file holds that an earlier process may have left unsynced."""
