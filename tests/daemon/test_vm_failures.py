@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from support.daemon import VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
-from varstore_companion.daemon import vm as vm_module
+from varstore_companion.daemon import cold_boot, upstream
 from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
@@ -244,7 +244,7 @@ async def test_a_bug_in_planning_stops_no_boot(
 ) -> None:
     store = scene("ms2011").blob
     machine = await place.machine(store, ON_BOOT)
-    monkeypatch.setattr(vm_module, where, _bug)
+    monkeypatch.setattr(cold_boot, where, _bug)
     await failed_and_kept(place, machine, store, "an error inside the daemon")
     assert place.toolstack.writes == []
     assert "a store nobody thought of" in caplog.text
@@ -257,7 +257,7 @@ async def test_a_bug_in_the_report_stops_no_start(
 ) -> None:
     store = scene("ms2011").blob
     machine = await place.machine(store, AVAILABLE)
-    monkeypatch.setattr(vm_module, where, _bug)
+    monkeypatch.setattr(upstream, where, _bug)
     answer = await machine.boot(reason)
     assert (answer.outcome, answer.store) == (Outcome.NOT_ASKED, store)
     assert place.toolstack.writes == []

@@ -15,11 +15,12 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, http_server, listen, toolstacks
+from varstore_companion.daemon import attachments, http_server, journals, listen, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.control import Control
+from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
@@ -68,6 +69,7 @@ class Daemon:
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
         self._nursery: trio.Nursery | None = None
+        self._drainer: Drainer | None = None
         self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -76,7 +78,11 @@ class Daemon:
             self._nursery = nursery
             self._host.nursery = nursery
             nursery.start_soon(self._send_alerts, name="alerts")
+            await nursery.start(self._host.journal.run, name="journal")
+            self._drainer = self._host.drainer = Drainer(self.vm, nursery)
             await self._bring_back()
+            for entry in self._host.journal.entries():
+                self._drainer.deliver(entry.vm)
             control = Control(self, _owners())
             self._control = Acceptor(
                 self._control_bound,
@@ -144,11 +150,16 @@ class Daemon:
             except OSError as error:
                 self._drop(attachment.path)
                 raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+        if self._drainer is not None:
+            self._drainer.wake(attachment.vm)
         log.info("vm=%s attached %s", attachment.vm, attachment.path)
         return False
 
     async def detach(self, path: Path) -> bool:
         """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`."""
+        there = self._sockets.get(path)
+        if there is not None and self._host.upstreams is not None:
+            await self.vm(there[0].vm).flush()
         async with self._changing:
             if path not in self._sockets:
                 return False
@@ -184,7 +195,7 @@ class Daemon:
         manifest = self._host.manifest
         return {
             "version": __version__,
-            "mode": "direct",
+            **journals.describe(self._host.journal, self._drainer),
             "toolstack": self._host.toolstack.name,
             "manifest": f"{manifest.name} {manifest.revision}",
             "certificates": {
@@ -278,6 +289,7 @@ class Daemon:
 def _describe_vm(vm: Vm) -> dict[str, object]:
     last = vm.last_update
     return {
+        "delivery": vm.mode.value,
         "report": vm.report,
         "field": vm.field,
         "last_verdict": vm.last_verdict,
@@ -316,8 +328,21 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
             if certificate.sha256 not in loaded.bodies:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
         async with toolstacks.opened(settings, manifest) as chosen:
-            backups = Backups(settings.state_dir / "backups")
-            host = Host(chosen.toolstack, manifest, loaded.bodies, backups, time, settings.headroom, chosen.upstreams)
+            backups, quarantine = Backups(settings.state_dir / "backups"), Backups(settings.state_dir / "quarantine")
+            journal = await journals.opened(settings.state_dir / "journal")
+            ledger = journals.opened_ledger(settings.state_dir / "ledger") if chosen.toolstack.late_seconds else None
+            host = Host(
+                chosen.toolstack,
+                manifest,
+                loaded.bodies,
+                backups,
+                journal,
+                quarantine,
+                time,
+                settings.headroom,
+                chosen.upstreams,
+                ledger=ledger,
+            )
             _make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
                 control = sockets.enter_context(_listening(settings.control))
