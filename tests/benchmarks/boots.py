@@ -15,6 +15,7 @@ from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.vm import BootOutcome, Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import History
 from varstore_companion.sources import load_bodies
 from varstore_companion.trust.state import CertificatesState
 
@@ -29,7 +30,8 @@ async def _rounds(count: int) -> list[tuple[float, float]]:
     bodies = load_bodies(manifest, auth_folder=None).bodies
     toolstack = MemoryToolstack()
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(toolstack, manifest, bodies, Backups(Path(folder)), time.time)
+        history = History(Path(folder) / "history")
+        host = Host(toolstack, manifest, bodies, Backups(Path(folder) / "backups"), history, time.time)
 
         async def boot(state: CertificatesState, expected: BootOutcome) -> float:
             vm = Vm(uuid4(), host)
@@ -49,6 +51,7 @@ async def _rounds(count: int) -> list[tuple[float, float]]:
         async with trio.open_nursery() as nursery:
             host.nursery = nursery
             nursery.start_soon(host.send_alerts)
+            nursery.start_soon(history.write_all)
             await both()
             rounds = [await both() for _ in range(count)]
             nursery.cancel_scope.cancel()

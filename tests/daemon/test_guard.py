@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
-from support.daemon import MANIFEST, NOW, DirectBackups, Machine, certcheck, loaded, updated, written
+from support.daemon import MANIFEST, NOW, DirectBackups, DirectHistory, Machine, certcheck, loaded, updated, written
 from support.fake_guard import GUARDS_ALERT, Guard, Server, VmModel, Xapi, serving
 from support.peer import Refused, greeted
 from support.storemaker import scene
@@ -48,7 +48,8 @@ class Place:
         self.nursery = nursery
         self.toolstack = GuardToolstack(count(1))
         backups = DirectBackups(folder / "backups")
-        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, backups, lambda: NOW, upstreams=self.toolstack)
+        history = DirectHistory(folder / "history")
+        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, backups, history, lambda: NOW, upstreams=self.toolstack)
         self.control = folder / "control"
         self.saved = folder / "attached.json"
         self.daemon = Daemon(self.host, loaded(), self.saved, listen.bind(self.control, mode=0o600))

@@ -1,10 +1,11 @@
 """A daemon in this process, on real sockets and a toolstack in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import trio
@@ -19,6 +20,7 @@ from varstore_companion.daemon.main import Daemon
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import History
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.check import State, check
@@ -30,6 +32,7 @@ from varstore_companion.wire.messages import GetStoreAnswer, PutStoreAnswer, Rea
 VENDOR = UUID("9d0da369-540b-46f8-85a0-2b5f2c301e15")
 NOW = 1_800_000_000.0
 MANIFEST = load_manifest()
+T = TypeVar("T")
 
 
 @cache
@@ -57,8 +60,15 @@ def written(name: str, number: int, size: int = 8) -> bytes:
 class DirectBackups(Backups):
     """Backups without a thread: the virtual clock does not wait for threads."""
 
-    async def keep(self, vm: UUID, store: bytes, plan: Mapping[str, object], now: float) -> str:
-        return self._write(vm, store, plan, now)
+    async def _run(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+class DirectHistory(History):
+    """Histories without a thread, likewise."""
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return call()
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ class Place:
         self.folder = folder
         self.toolstack = MemoryToolstack(certcheck)
         self.backups = DirectBackups(folder / "backups")
-        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, self.backups, lambda: NOW)
+        self.history = DirectHistory(folder / "history")
+        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, self.backups, self.history, lambda: NOW)
         self.control = folder / "control.sock"
         self.saved = folder / "attached.json"
         self.bound = listen.bind(self.control, mode=0o600)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TypeVar
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import Event, History, What
 from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
 from varstore_companion.trust.certificates import Bodies
 from varstore_companion.trust.manifest import Manifest
@@ -38,6 +40,7 @@ class Host:
     manifest: Manifest
     bodies: Bodies
     backups: Backups
+    history: History
     now: Callable[[], float]
     headroom: int | None = None
     upstreams: Upstreams | None = None
@@ -54,6 +57,20 @@ class Host:
         except (trio.WouldBlock, trio.ClosedResourceError):
             self.stats.alerts_dropped += 1
             log.warning("vm=%s alert %s dropped: %d wait already, or the daemon stops", vm, alert.name, ALERTS_WAITING)
+
+    def note(
+        self,
+        vm: UUID,
+        what: What,
+        before: bytes | None = None,
+        after: bytes | None = None,
+        *,
+        backup: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id."""
+        rules = f"{self.manifest.name} {self.manifest.revision}"
+        self.history.note(vm, Event(self.now(), what, rules, _digest(before), _digest(after), backup, detail))
 
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""
@@ -78,3 +95,7 @@ class Host:
                     log.exception("vm=%s alert %s could not be delivered", vm, alert.name)
             if scope.cancelled_caught:
                 log.warning("vm=%s alert %s could not be delivered within %g s", vm, alert.name, ALERT_SECONDS)
+
+
+def _digest(store: bytes | None) -> str | None:
+    return None if store is None else sha256(store).hexdigest()

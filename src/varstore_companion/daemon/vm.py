@@ -1,6 +1,7 @@
 """One VM: its boots and its writes, one at a time, whichever of its sockets they come from."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
@@ -8,6 +9,7 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
+from varstore_companion.daemon.keeping import back_up
 from varstore_companion.daemon.writer import READ_BACK_SECONDS, Writer
 from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
@@ -21,9 +23,10 @@ from varstore_companion.errors import (
     ToolstackUnclearError,
     UnknownVersionError,
 )
+from varstore_companion.journal.backups import Why
+from varstore_companion.journal.history import What
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.check import State, check
-from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import Plan, plan
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.trust.verdict import NO_KEYS, Keys, Verdict, decide, read_keys
@@ -193,6 +196,22 @@ class Vm:
         log.info("vm=%s %s: the field is now %s", self.uuid, "marked" if mark else "unmarked", self.field)
         return self.field
 
+    async def restore(self, store: bytes, prepare: Callable[[VmRecord], Awaitable[None]]) -> int:
+        """Replace the VM's store by an older one, whose field the toolstack derives; return the new generation.
+
+        `prepare` is called with what the toolstack holds, when no boot and no write of the VM is under way and none can
+        begin: what it raises ends the restore with nothing changed. Raises `ToolstackError`; after any of them but
+        `ToolstackUnclearError` the old store stays.
+        """
+        deadline = trio.current_time() + WRITE_SECONDS
+        with trio.move_on_at(deadline):
+            async with self._lock:
+                await self._writer.finished()
+                record = await self._host.toolstack.read(self.uuid)
+                await prepare(record)
+                return await self._store(store, Update.UNSPECIFIED, record.generation, deadline, may_leave=True)
+        raise ToolstackUnavailableError(f"the store could not be restored within {WRITE_SECONDS:g} s")
+
     async def secure_boot_failed(self, detail: str | None) -> None:
         """Alert the operator that the guest failed Secure Boot verification; repeats within a minute are only counted.
 
@@ -266,11 +285,12 @@ class Vm:
     async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
         planned = self._plan(store)
+        backup: str | None = None
         try:
             if planned.refused is not None:
                 raise _UpdateFailedError(planned.refused)
             if planned.changes:
-                await self._back_up(store, planned, deadline)
+                backup = await self._back_up(store, planned, deadline)
             generation = await self._store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
         except ToolstackConflictError:
             raise
@@ -280,20 +300,21 @@ class Vm:
         if not planned.changes:
             log.info("vm=%s marked, and nothing to do: the mark is ended", self.uuid)
             self._remember(BootOutcome.NOTHING_TO_DO, None)
+            self._host.note(self.uuid, What.NOTHING_TO_DO, store)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
         changes = ", ".join(f"{change.action} {change.certificate.subject} in {change.variable}" for change in planned.changes)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self.uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
+        self._host.note(self.uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes)
         body = f"VM {self.uuid}: its Secure Boot certificates were updated at boot: {changes}. PCR 7 changes with them."
         self._host.alert(self.uuid, Alert(UPDATED, 4, body))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
 
-    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> None:
-        with trio.move_on_at(deadline - READ_BACK_SECONDS) as scope:
-            await self._host.backups.keep(self.uuid, store, describe_plan(planned), self._host.now())
-        if scope.cancelled_caught:
-            raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
+    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> str:
+        with trio.move_on_at(deadline - READ_BACK_SECONDS):
+            return await back_up(self._host, self.uuid, store, planned, Why.UPDATE)
+        raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
     def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
         # It goes into the log, the list and the answer, and a guest's store can make it long.
@@ -301,6 +322,7 @@ class Vm:
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self.uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
+        self._host.note(self.uuid, What.UPDATE_FAILED, store, detail=reason)
         body = (
             f"VM {self.uuid}: its Secure Boot certificates were not updated at boot, which goes on with the old ones: "
             f"{reason}. The VM stays marked for an update at its next boot."
