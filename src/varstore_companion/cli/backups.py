@@ -6,6 +6,7 @@ from varstore_companion.cli import output
 from varstore_companion.cli.arguments import add_control, add_json, parser, uuid
 from varstore_companion.cli.client import control, pages
 from varstore_companion.cli.exit_code import ExitCode
+from varstore_companion.cli.moment import moment
 from varstore_companion.wire import messages
 
 EXAMPLES = """\
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> ExitCode:
         [
             entry["vm"],
             entry["id"],
-            output.moment(entry["at"]),
+            moment(entry["at"]),
             entry["why"] or "-",
             entry["problem"] or entry["state"] or "-",
             "-" if entry["bytes"] is None else f"{entry['bytes']:,}",

@@ -7,6 +7,7 @@ from varstore_companion.cli import output
 from varstore_companion.cli.arguments import add_control, add_json, parser, uuid
 from varstore_companion.cli.client import control, pages
 from varstore_companion.cli.exit_code import ExitCode
+from varstore_companion.cli.moment import moment
 from varstore_companion.wire import messages
 
 EXAMPLES = """\
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> ExitCode:
     rows = [
         [
             str(event["number"]),
-            output.moment(event["at"]),
+            moment(event["at"]),
             event["what"],
             event["manifest"] or "-",
             event["backup"] or "-",

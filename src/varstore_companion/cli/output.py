@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import CompanionError
@@ -52,14 +51,6 @@ def _standard_output() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise
         raise OutputError(f"standard output: {error.strerror}") from None
-
-
-def moment(at: float | None) -> str:
-    """A time for people, in UTC; `-` for one that is not known or cannot be."""
-    try:
-        return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%SZ}"
-    except (OverflowError, ValueError, OSError):
-        return "-"
 
 
 def coloured(text: str, colour: str) -> str:
