@@ -403,6 +403,24 @@ async def test_a_field_that_cannot_be_read_afterwards_is_no_failure(place: Place
     assert (answers[0]["changed"], answers[0]["field"], answers[0]["generation"]) == (True, None, 2)
 
 
+async def test_nor_is_one_that_nobody_tells(place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = await updated_and_down(place)
+    place.toolstack.fail_next("write", ToolstackUnclearError("lost"), when="after")
+    read = place.toolstack.read
+    reads = []
+
+    async def hang_third(vm: UUID) -> VmRecord:
+        reads.append(vm)
+        if len(reads) == 3:
+            await trio.sleep_forever()
+        return await read(vm)
+
+    monkeypatch.setattr(place.toolstack, "read", hang_third)
+    answer = await restored(place, machine.vm)
+    assert (answer["changed"], answer["field"]) == (True, None)
+    assert autojump_clock.current_time() < 10
+
+
 async def test_a_toolstack_that_hangs(place: Place, autojump_clock: MockClock) -> None:
     machine = await updated_and_down(place)
     place.toolstack.hang_next("read")

@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 DISK_SECONDS = 20.0
 """For the disk to give a page of backups or a history: on one that hangs, no connection may wait for ever."""
+FIELD_SECONDS = 5.0
+"""For a look at the field after a restore: with the disk's and the write's time it stays below the 60 s of our client."""
 _ROOM = MAX_JSON - 256
 """Bytes of a page's entries: the rest is for what encloses them."""
 
@@ -138,11 +140,14 @@ def _loadable(backup: Backup, store: bytes, host: Host) -> State:
 
 async def _field(vm: Vm) -> CertificatesState | None:
     """What became of the field. The restore is done: that this cannot be told is no failure of it."""
-    try:
-        return (await vm.read()).state
-    except ToolstackError as error:
-        log.warning("vm=%s its field cannot be read after the restore: %s", vm.uuid, error)
-        return None
+    reason = f"no answer within {FIELD_SECONDS:g} s"
+    with trio.move_on_after(FIELD_SECONDS):
+        try:
+            return (await vm.read()).state
+        except ToolstackError as error:
+            reason = str(error)
+    log.warning("vm=%s its field cannot be read after the restore: %s", vm.uuid, reason)
+    return None
 
 
 async def _in_time(reading: Awaitable[T]) -> T:
