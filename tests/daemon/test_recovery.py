@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,6 +22,7 @@ from varstore_companion.errors import ToolstackConflictError, ToolstackUnavailab
 from varstore_companion.journal import files
 from varstore_companion.journal.backups import KEEP, Why
 from varstore_companion.journal.history import What
+from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.wire.errors import ErrorCode
@@ -421,12 +422,23 @@ async def test_nor_is_one_that_nobody_tells(place: Place, autojump_clock: MockCl
     assert autojump_clock.current_time() < 10
 
 
-async def test_a_toolstack_that_hangs(place: Place, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("call", ["read", "write"])
+async def test_a_toolstack_that_hangs(place: Place, call: Literal["read", "write"], autojump_clock: MockClock) -> None:
     machine = await updated_and_down(place)
-    place.toolstack.hang_next("read")
+    before = place.record(machine)
+    place.toolstack.hang_next(call)
     assert (await refused(place, Restore(machine.vm))).code is ErrorCode.TOOLSTACK_UNAVAILABLE
     assert 20 < autojump_clock.current_time() < 60
-    assert (await restored(place, machine.vm))["changed"]
+    assert place.record(machine) == before
+    assert (await restored(place, machine.vm, (await listed(place, machine.vm))[0][0]["id"]))["changed"]
+
+
+async def test_a_guard_cannot_be_restored_through(place: Place) -> None:
+    machine = await updated_and_down(place)
+    place.host.upstreams = GuardToolstack()
+    answer = await refused(place, Restore(machine.vm))
+    assert (answer.code, "with xapi" in answer.text) == (ErrorCode.NOT_ALLOWED, True)
+    assert len((await listed(place, machine.vm))[0]) == 1
 
 
 async def test_a_bug_is_unclear(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

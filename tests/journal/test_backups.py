@@ -15,6 +15,7 @@ import trio
 
 from varstore_companion.efi.outline import FILE_LIMIT
 from varstore_companion.errors import OverLimitError
+from varstore_companion.journal import backups as backups_module
 from varstore_companion.journal import files
 from varstore_companion.journal.backups import ABOUT_LIMIT, AT_ONCE, KEEP, KEEP_DAYS, Backup, BackupError, Backups, Why
 
@@ -305,6 +306,34 @@ async def test_a_backup_from_before_reports_were_kept(tmp_path: Path) -> None:
     (listed,) = await backups.page(VM, "", 10)
     assert (listed.why, listed.state, listed.problem) == ("update", None, None)
     assert (await backups.load(VM, None))[1] == b"store"
+
+
+async def test_what_cannot_be_removed_or_read_keeps_no_new_one_from_being_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backups = Backups(tmp_path, keep=1)
+    first = await kept(backups, b"store")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    # As on a bad sector: the file is there, and cannot be read.
+    monkeypatch.setattr(backups_module, "_content", fail)
+    second = await kept(backups, b"store", NOW + 1)
+    monkeypatch.undo()
+    assert second != first
+    monkeypatch.setattr(Path, "unlink", fail)
+    third = await kept(backups, b"other", NOW + 2)
+    await backups.expire(NOW + 2 * KEEP_DAYS * DAY)
+    monkeypatch.undo()
+    assert await ids(backups) == [second, third]
+    assert caplog.text.count(f"vm={VM} its old backups cannot be removed: [Errno 5] Input/output error") == 2
+
+
+async def test_a_file_in_place_of_the_folder_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "backups").write_text("in the way")
+    await Backups(tmp_path / "backups").expire(NOW)
+    assert "old backups cannot be removed: [Errno 20] Not a directory" in caplog.text
 
 
 async def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,9 @@ class Recovery:
         return messages.HistoryAnswer(f'{{"events": [{", ".join(shown)}], "unreadable": {unreadable}}}', following)
 
     async def _restore(self, uuid: UUID, name: str | None) -> dict[str, object]:
+        if self._host.upstreams is not None:
+            text = f"the {self._host.toolstack.name} toolstack reaches a VM only while it runs: put the backup back with xapi"
+            raise RequestRefusedError(ErrorCode.NOT_ALLOWED, text)
         self._refuse_running(uuid)
         backup, store = await self._load(uuid, name)
         report = _loadable(backup, store, self._host)

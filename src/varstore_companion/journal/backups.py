@@ -133,18 +133,18 @@ class Backups:
             files.make_folder(path)
         digest = sha256(store).hexdigest()
         newest = next(iter(_ids(folder)[-1:]), None)
-        if newest is not None and _read(folder, vm, newest).sha256 == digest and _content(folder, newest) == store:
+        if newest is not None and _holds(folder, vm, newest, store, digest):
             return newest
         name = f"{_stamp(now, newest)}-{digest[:12]}"
         about = {"vm": str(vm), "at": now, "why": why, "sha256": digest, "bytes": len(store), **describe()}
         # The description first: no store without one, whenever the power goes.
         files.write(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
         files.write(folder / f"{name}.vars", store)
-        self._remove_old(folder, now, {name, spare})
-        ids = set(_ids(folder))
-        for path in folder.iterdir():
-            if path.suffix == files.NEW or (path.suffix == ".json" and path.stem not in ids):
-                path.unlink(missing_ok=True)
+        try:
+            self._remove_old(folder, now, {name, spare})
+            _remove_cut_short(folder)
+        except OSError as error:
+            log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
         return name
 
     def _remove_old(self, folder: Path, now: float, spared: set[str | None]) -> None:
@@ -157,7 +157,12 @@ class Backups:
                 (folder / f"{name}.json").unlink(missing_ok=True)
 
     def _expire(self, now: float) -> None:
-        for vm in self._vms():
+        try:
+            vms = list(self._vms())
+        except OSError as error:
+            log.warning("old backups cannot be removed: %s", error)
+            return
+        for vm in vms:
             try:
                 self._remove_old(self._folder / str(vm), now, set())
             except OSError as error:
@@ -215,6 +220,22 @@ def _ids(folder: Path) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name for name in names if _taken(name) is not None)
+
+
+def _holds(folder: Path, vm: UUID, name: str, store: bytes, digest: str) -> bool:
+    """Whether a backup that can be brought back is of this very store."""
+    try:
+        return _read(folder, vm, name).sha256 == digest and _content(folder, name) == store
+    except OSError:
+        return False
+
+
+def _remove_cut_short(folder: Path) -> None:
+    """Remove what a crash left of backups that did not come to be."""
+    ids = set(_ids(folder))
+    for path in folder.iterdir():
+        if path.suffix == files.NEW or (path.suffix == ".json" and path.stem not in ids):
+            path.unlink(missing_ok=True)
 
 
 def _taken(name: str) -> datetime | None:
