@@ -49,6 +49,7 @@ async def _rounds(count: int) -> list[tuple[float, float]]:
         async with trio.open_nursery() as nursery:
             host.nursery = nursery
             nursery.start_soon(host.send_alerts)
+            nursery.start_soon(host.history.write_all)
             await both()
             rounds = [await both() for _ in range(count)]
             nursery.cancel_scope.cancel()

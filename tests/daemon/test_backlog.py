@@ -143,7 +143,7 @@ async def test_a_vm_that_moved_on_elsewhere_keeps_the_newer_store(  # invariant 
     assert place.alerts() == [SET_ASIDE]
     (body,) = [alert.body for _, alert in place.toolstack.alerts]
     assert str(machine.vm) in body
-    (kept,) = (place.folder / "quarantine" / str(machine.vm)).glob("*.vars")
+    (kept,) = (place.folder / "backups" / str(machine.vm)).glob("*.vars")
     assert kept.read_bytes() == written("ms2011", 1)
     assert kept.stem in body
     assert kept.stem in caplog.text
@@ -231,7 +231,7 @@ async def test_a_vm_that_is_gone(place: Place, autojump_clock: MockClock) -> Non
     del place.toolstack.vms[machine.vm]
     outage.end()
     await delivered(place)
-    assert len(list((place.folder / "quarantine" / str(machine.vm)).glob("*.vars"))) == 1
+    assert len(list((place.folder / "backups" / str(machine.vm)).glob("*.vars"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A daemon in this process, on real sockets and a toolstack in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +22,7 @@ from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
 from varstore_companion.journal.entry import Entry
+from varstore_companion.journal.history import History
 from varstore_companion.journal.journal import Journal, _head
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.toolstack.interface import Toolstack, Upstreams, VmRecord
@@ -63,8 +64,15 @@ def written(name: str, number: int, size: int = 8) -> bytes:
 class DirectBackups(Backups):
     """Backups without a thread: the virtual clock does not wait for threads."""
 
-    async def keep(self, vm: UUID, store: bytes, plan: Mapping[str, object], now: float) -> str:
-        return self._write(vm, store, plan, now)
+    async def _run(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+class DirectHistory(History):
+    """Histories without a thread, likewise."""
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return call()
 
 
 class DirectJournal(Journal):
@@ -93,6 +101,7 @@ def still_host(folder: Path, toolstack: Toolstack, *, upstreams: Upstreams | Non
         loaded().bodies,
         lambda: NOW,
         backups=DirectBackups,
+        history=DirectHistory,
         journal=DirectJournal,
         upstreams=upstreams,
     )
@@ -131,7 +140,7 @@ class Place:
         self.folder = folder
         self.toolstack = MemoryToolstack(certcheck)
         self.host = still_host(folder, self.toolstack)
-        self.backups = self.host.backups
+        self.backups, self.history = self.host.backups, self.host.history
         self.control = folder / "control.sock"
         self.saved = folder / "attached.json"
         self.bound = listen.bind(self.control, mode=0o600)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from varstore_companion.daemon.host import Host
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import History
 from varstore_companion.journal.journal import Journal
 from varstore_companion.toolstack.interface import Toolstack, Upstreams
 from varstore_companion.trust.certificates import Bodies
@@ -19,6 +20,7 @@ def host_in(
     now: Callable[[], float],
     *,
     backups: type[Backups] = Backups,
+    history: type[History] = History,
     journal: type[Journal] = Journal,
     upstreams: Upstreams | None = None,
 ) -> Host:
@@ -30,8 +32,8 @@ def host_in(
         manifest,
         bodies,
         backups(folder / "backups"),
+        history(folder / "history"),
         opened,
-        backups(folder / "quarantine"),
         now,
         upstreams=upstreams,
     )

@@ -33,7 +33,9 @@ from varstore_companion.errors import (
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
+from varstore_companion.journal.backups import Why
 from varstore_companion.journal.entry import Entry
+from varstore_companion.journal.history import What
 from varstore_companion.toolstack.interface import Alert, VmRecord
 
 log = logging.getLogger(__name__)
@@ -207,17 +209,17 @@ class Backlog:
 
     async def _set_aside(self, entry: Entry, store: bytes, reason: str) -> None:
         """Keep the store where an operator can bring it back from, durably, and deliver it no more."""
-        name = await self._host.quarantine.keep(
-            self._uuid, store, {"reason": reason, "journaled_at": entry.at}, self._host.now()
-        )
+        # Nothing but the reason beside it: whatever its guest made of it must not keep it here.
+        name = await self._host.backups.keep(self._uuid, store, Why.SET_ASIDE, self._host.now(), lambda: {"reason": reason})
         await self._host.journal.done(entry)
         self._refusals = 0
         self._host.stats.set_aside += 1
+        self._host.note(self._uuid, What.SET_ASIDE, after=store, backup=name, detail=reason)
         log.error("vm=%s a journaled store was set aside as %s and not delivered: %s", self._uuid, name, reason)
         body = (
             f"VM {self._uuid}: changes to its UEFI variables that were acknowledged while the toolstack was away were not "
-            f"brought to it: {reason}. They are kept as {name}; if they are newer than what the VM has now, they can be "
-            "restored while it is off."
+            f"brought to it: {reason}. They are kept as backup {name}; if they are what the VM should have, restore "
+            "that while it is off."
         )
         self._host.alert(self._uuid, Alert(SET_ASIDE, 2, body))
 

@@ -10,6 +10,7 @@ import trio
 
 from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.keeping import back_up
 from varstore_companion.daemon.upstream import Upstream
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
 from varstore_companion.efi.names import printable
@@ -20,9 +21,10 @@ from varstore_companion.errors import (
     ToolstackError,
     ToolstackUnavailableError,
 )
+from varstore_companion.journal.backups import Why
+from varstore_companion.journal.history import What
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.check import State
-from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import Plan, plan
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.wire.fields import clip
@@ -172,11 +174,12 @@ class ColdBoot:
     async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
         planned = self._plan(store)
+        backup: str | None = None
         try:
             if planned.refused is not None:
                 raise _UpdateFailedError(planned.refused)
             if planned.changes:
-                await self._back_up(store, planned, deadline)
+                backup = await self._back_up(store, planned, deadline)
             generation = await self._upstream.store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
         except ToolstackConflictError:
             raise
@@ -186,20 +189,21 @@ class ColdBoot:
         if not planned.changes:
             log.info("vm=%s marked, and nothing to do: the mark is ended", self._uuid)
             self._remember(BootOutcome.NOTHING_TO_DO, None)
+            self._host.note(self._uuid, What.NOTHING_TO_DO, store)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
         changes = ", ".join(f"{change.action} {change.certificate.subject} in {change.variable}" for change in planned.changes)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self._uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
+        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes)
         body = f"VM {self._uuid}: its Secure Boot certificates were updated at boot: {changes}. PCR 7 changes with them."
         self._host.alert(self._uuid, Alert(UPDATED, 4, body))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
 
-    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> None:
-        with trio.move_on_at(deadline - READ_BACK_SECONDS) as scope:
-            await self._host.backups.keep(self._uuid, store, describe_plan(planned), self._host.now())
-        if scope.cancelled_caught:
-            raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
+    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> str:
+        with trio.move_on_at(deadline - READ_BACK_SECONDS):
+            return await back_up(self._host, self._uuid, store, planned, Why.UPDATE)
+        raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
     def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
         # It goes into the log, the list and the answer, and a guest's store can make it long.
@@ -207,6 +211,7 @@ class ColdBoot:
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
+        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason)
         body = (
             f"VM {self._uuid}: its Secure Boot certificates were not updated at boot, which goes on with the old ones: "
             f"{reason}. The VM stays marked for an update at its next boot."

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from varstore_companion.daemon.held import Recent
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import Event, History, What
 from varstore_companion.journal.journal import Journal
 from varstore_companion.journal.ledger import Ledger
 from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
@@ -40,8 +42,7 @@ class Drains(Protocol):
 class Host:
     """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds.
 
-    `journal`: for writes while the toolstack is away; `quarantine`: for those that must not be delivered any more;
-    `ledger`: where a toolstack may carry out a call that was given up.
+    `journal`: for writes while the toolstack is away; `ledger`: where a toolstack may carry out a call that was given up.
     `upstreams`: the toolstack, where it has a socket for each VM; `nursery`: the daemon's, while it runs, for calls that
     outlive who made them.
     """
@@ -50,8 +51,8 @@ class Host:
     manifest: Manifest
     bodies: Bodies
     backups: Backups
+    history: History
     journal: Journal
-    quarantine: Backups
     now: Callable[[], float]
     headroom: int | None = None
     upstreams: Upstreams | None = None
@@ -77,6 +78,20 @@ class Host:
         if self.drainer is not None:
             self.drainer.deliver(vm)
 
+    def note(
+        self,
+        vm: UUID,
+        what: What,
+        before: bytes | None = None,
+        after: bytes | None = None,
+        *,
+        backup: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id."""
+        rules = f"{self.manifest.name} {self.manifest.revision}"
+        self.history.note(vm, Event(self.now(), what, rules, _digest(before), _digest(after), backup, detail))
+
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""
         if self.nursery is None:
@@ -100,3 +115,7 @@ class Host:
                     log.exception("vm=%s alert %s could not be delivered", vm, alert.name)
             if scope.cancelled_caught:
                 log.warning("vm=%s alert %s could not be delivered within %g s", vm, alert.name, ALERT_SECONDS)
+
+
+def _digest(store: bytes | None) -> str | None:
+    return None if store is None else sha256(store).hexdigest()

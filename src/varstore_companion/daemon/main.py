@@ -23,6 +23,7 @@ from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
@@ -30,6 +31,7 @@ from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import History
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
@@ -66,6 +68,9 @@ class Daemon:
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
         self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
+        # Those that serve a last request of a connection though their sockets are gone.
+        self._stopped: list[tuple[UUID, Acceptor]] = []
+        self.recovery = Recovery(host, self.vm, self._in_use)
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
         self._nursery: trio.Nursery | None = None
@@ -80,6 +85,8 @@ class Daemon:
             nursery.start_soon(self._send_alerts, name="alerts")
             await nursery.start(self._host.journal.run, name="journal")
             self._drainer = self._host.drainer = Drainer(self.vm, nursery)
+            nursery.start_soon(self._host.history.write_all, name="history")
+            nursery.start_soon(self._host.backups.expire, self._host.now(), name="old backups")
             await self._bring_back()
             for entry in self._host.journal.entries():
                 self._drainer.deliver(entry.vm)
@@ -102,13 +109,14 @@ class Daemon:
             await trio.sleep_forever()
 
     async def stop(self) -> None:
-        """Accept nothing more; wait until each connection has finished its request and the alerts have been sent."""
+        """Accept nothing more; wait until each connection has finished its request, and alerts and histories are out."""
         acceptors = list(self._acceptors())
         for acceptor in acceptors:
             acceptor.stop()
         for acceptor in acceptors:
             await acceptor.emptied()
         self._host.end_alerts()
+        await self._host.history.finish()
         await self._alerts_sent.wait()
 
     @property
@@ -142,7 +150,7 @@ class Daemon:
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
                 self._serve(attachment, fresh=False)
-                there[1].stop()
+                self._stop(attachment.vm, there[1])
                 return False
             self._serve(attachment, fresh=True)
             try:
@@ -267,13 +275,26 @@ class Daemon:
 
     def _drop(self, path: Path) -> Attachment:
         attachment, acceptor = self._sockets.pop(path)
-        acceptor.stop()
+        self._stop(attachment.vm, acceptor)
         acceptor.bound.unlink()
         if self._host.upstreams is not None:
             # A VM that migrates on its host has two sockets for a while, each with its own upstream.
             left = [other.upstream for other, _ in self._sockets.values() if other.vm == attachment.vm]
             self._host.upstreams.set_upstream(attachment.vm, left[-1] if left else None)
         return attachment
+
+    def _stop(self, vm: UUID, acceptor: Acceptor) -> None:
+        acceptor.stop()
+        self._stopped = [each for each in (*self._stopped, (vm, acceptor)) if each[1].connections]
+
+    def _in_use(self, vm: UUID) -> str | None:
+        """What shows that a VM may be running; None when nothing does."""
+        paths = [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
+        if paths:
+            return f"{', '.join(paths)} is attached: shut the VM down and detach it"
+        if any(each == vm and acceptor.connections for each, acceptor in self._stopped):
+            return "a request of its varstored is still being carried out"
+        return None
 
     def _confirm_upstream(self, attachment: Attachment) -> None:
         name = self._host.toolstack.name
@@ -328,7 +349,7 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
             if certificate.sha256 not in loaded.bodies:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
         async with toolstacks.opened(settings, manifest) as chosen:
-            backups, quarantine = Backups(settings.state_dir / "backups"), Backups(settings.state_dir / "quarantine")
+            backups, history = Backups(settings.state_dir / "backups"), History(settings.state_dir / "history")
             journal = await journals.opened(settings.state_dir / "journal")
             ledger = journals.opened_ledger(settings.state_dir / "ledger") if chosen.toolstack.late_seconds else None
             host = Host(
@@ -336,8 +357,8 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
                 manifest,
                 loaded.bodies,
                 backups,
+                history,
                 journal,
-                quarantine,
                 time,
                 settings.headroom,
                 chosen.upstreams,

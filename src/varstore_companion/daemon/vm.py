@@ -1,6 +1,7 @@
 """One VM: its boots and its writes, one at a time, whichever of its sockets they come from."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -145,8 +146,7 @@ class Vm:
                 try:
                     return await self._cold_boot.answer(deadline)
                 finally:
-                    if not self._backlog.is_settled:
-                        self._host.deliver(self.uuid)
+                    self._settle_later()
         self._upstream.known = None
         raise ToolstackUnavailableError(f"no store from the {self._host.toolstack.name} toolstack within {BOOT_SECONDS:g} s")
 
@@ -220,6 +220,43 @@ class Vm:
         field = self._upstream.field = await self._host.toolstack.mark(self.uuid, mark=mark)
         log.info("vm=%s %s: the field is now %s", self.uuid, "marked" if mark else "unmarked", field)
         return field
+
+    async def restore(self, store: bytes, prepare: Callable[[VmRecord], Awaitable[None]]) -> int:
+        """Replace the VM's store by an older one, whose field the toolstack derives; return the new generation.
+
+        `prepare` is called with what the toolstack holds, when no boot and no write of the VM is under way and none can
+        begin: what it raises ends the restore with nothing changed. Raises `ToolstackError`; after any of them but
+        `ToolstackUnclearError` the old store stays.
+        """
+        deadline = trio.current_time() + WRITE_SECONDS
+        with trio.move_on_at(deadline):
+            async with self._lock:
+                if self._backlog.pending is not None:
+                    await self._deliver_first(deadline)
+                async with self._backlog.turn:
+                    if not self._backlog.is_settled:
+                        raise ToolstackUnavailableError("an earlier write may still be carried out")
+                    record = await self._upstream.look()
+                    await prepare(record)
+                    try:
+                        return await self._upstream.store(
+                            store, Update.UNSPECIFIED, record.generation, deadline, may_leave=True
+                        )
+                    finally:
+                        self._settle_later()
+        raise ToolstackUnavailableError(f"the store could not be restored within {WRITE_SECONDS:g} s")
+
+    def _settle_later(self) -> None:
+        """Have what is known of a call that was given up kept until nothing more can come of it."""
+        if not self._backlog.is_settled:
+            self._host.deliver(self.uuid)
+
+    async def _deliver_first(self, deadline: float) -> None:
+        """Bring the journaled store to the toolstack. Raises `ToolstackUnavailableError`."""
+        try:
+            await self._backlog.deliver(deadline)
+        except (ToolstackError, JournalError, OSError) as error:
+            raise ToolstackUnavailableError(f"the VM's journaled store goes first: {error}") from None
 
     async def secure_boot_failed(self, detail: str | None) -> None:
         """Alert the operator that the guest failed Secure Boot verification; repeats within a minute are only counted.
