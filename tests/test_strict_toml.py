@@ -87,14 +87,14 @@ def test_errors_name_the_whole_path() -> None:
         next(items)
     with pytest.raises(ConfigurationError, match=r"^f\.toml: x\.y: expected a table, found '1'$"):
         list(table("x = {y = 1}").tables("x"))
-    with pytest.raises(ConfigurationError, match=r"^f\.toml: x: expected an array of tables, found '1'$"):
+    with pytest.raises(ConfigurationError, match=r"^f\.toml: x: expected an array of tables, found '1' \(at line 1\)$"):
         list(table("x = 1").array("x"))
 
 
 def test_a_key_that_nobody_asked_for_is_refused() -> None:
     read = table("known = 1\nunknown = 2\n")
     read.integer("known")
-    with pytest.raises(ConfigurationError, match=r"^f\.toml: unknown: unknown key$"):
+    with pytest.raises(ConfigurationError, match=r"^f\.toml: unknown: unknown key: expected one of known \(at line 2\)$"):
         read.finish()
 
 

@@ -12,6 +12,7 @@ from benchmarks import stores
 from benchmarks.harness import Effort, Figure, ratio
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.vm import BootOutcome, Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
@@ -26,10 +27,10 @@ def figures(effort: Effort) -> Iterator[Figure]:
 
 async def _rounds(count: int) -> list[tuple[float, float]]:
     store, manifest = stores.store(), load_manifest()
-    bodies = load_bodies(manifest, auth_folder=None).bodies
+    rules = Rules(manifest, load_bodies(manifest, auth_folder=None))
     toolstack = MemoryToolstack()
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(toolstack, manifest, bodies, Backups(Path(folder)), time.time)
+        host = Host(toolstack, rules, Backups(Path(folder)), time.time)
 
         async def boot(state: CertificatesState, expected: BootOutcome) -> float:
             vm = Vm(uuid4(), host)

@@ -16,8 +16,11 @@ from benchmarks import stores
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
@@ -41,9 +44,10 @@ async def daemon(folder: Path) -> None:
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
     toolstack = ForgetfulToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
-    host = Host(toolstack, load_manifest(), {}, Backups(folder / "backups"), time)
+    rules = Rules(load_manifest(), Loaded({}, {}, ()))
+    host = Host(toolstack, rules, Backups(folder / "backups"), time)
     control = listen.bind(folder / "control", mode=0o600)
-    served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", control)
+    served = Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control)
     async with trio.open_nursery() as nursery:
         await nursery.start(served.run)
         await served.attach(Attachment(VM, folder / SOCKET, None, DEFAULT_MODE, resume=False))

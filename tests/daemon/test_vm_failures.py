@@ -10,9 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from support.daemon import VENDOR, Machine, Place, updated, written
+from support.daemon import MANIFEST, VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import vm as vm_module
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
@@ -20,6 +21,7 @@ from varstore_companion.errors import (
     ToolstackUnclearError,
 )
 from varstore_companion.journal import files
+from varstore_companion.sources import Loaded
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.limits import MAX_TEXT
@@ -71,7 +73,7 @@ async def test_a_refused_plan(place: Place, name: str, reason: str) -> None:
 
 
 async def test_a_missing_body(place: Place) -> None:
-    place.host.bodies = {}
+    place.host.rules = Rules(MANIFEST, Loaded({}, {}, ()))
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     await failed_and_kept(place, machine, scene("ms2011").blob, "no certificate source has the body of")
 

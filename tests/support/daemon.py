@@ -14,8 +14,11 @@ from support.peer import Peer, greeted
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
@@ -94,11 +97,12 @@ class Place:
         self.folder = folder
         self.toolstack = MemoryToolstack(certcheck)
         self.backups = DirectBackups(folder / "backups")
-        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, self.backups, lambda: NOW)
+        self.host = Host(self.toolstack, Rules(MANIFEST, loaded()), self.backups, lambda: NOW)
         self.control = folder / "control.sock"
         self.saved = folder / "attached.json"
         self.bound = listen.bind(self.control, mode=0o600)
-        self.daemon = Daemon(self.host, loaded(), self.saved, self.bound)
+        self.reloader = Reloader(self.host, Source(), Settings())
+        self.daemon = Daemon(self.host, self.reloader, self.saved, self.bound)
 
     async def machine(
         self,

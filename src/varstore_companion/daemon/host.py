@@ -9,12 +9,11 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon.errand import Errand
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
 from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
-from varstore_companion.trust.certificates import Bodies
-from varstore_companion.trust.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +27,16 @@ ALERT_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Host:
-    """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds.
+    """The toolstack, the rules in force and where things are kept. `now`: epoch seconds.
 
     `upstreams`: the toolstack, where it has a socket for each VM; `nursery`: the daemon's, while it runs, for calls that
     outlive who made them.
     """
 
     toolstack: Toolstack
-    manifest: Manifest
-    bodies: Bodies
+    rules: Rules
     backups: Backups
     now: Callable[[], float]
-    headroom: int | None = None
     upstreams: Upstreams | None = None
     nursery: trio.Nursery | None = None
     stats: Stats = field(default_factory=Stats)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon.history import History, Occasion
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.daemon.writer import READ_BACK_SECONDS, Writer
 from varstore_companion.efi.names import printable
@@ -99,7 +100,9 @@ class Vm:
         "_lock",
         "_turn",
         "_writer",
+        "certcheck_saved",
         "field",
+        "history",
         "last_update",
         "last_verdict",
         "report",
@@ -118,6 +121,8 @@ class Vm:
         self.field: CertificatesState | None = None
         self.last_verdict: Update | None = None
         self.last_update: LastUpdate | None = None
+        self.certcheck_saved = 0
+        self.history = History()
 
     async def read(self) -> VmRecord:
         """Read the store and the field, for a resume, a migration or a tool: never an update (invariant 10).
@@ -143,7 +148,7 @@ class Vm:
         """
         self._host.stats.boots += 1
         deadline = trio.current_time() + BOOT_SECONDS if deadline is None else deadline
-        with trio.move_on_at(deadline):
+        with self._host.stats.boot_seconds.timed(), trio.move_on_at(deadline):
             async with self._lock:
                 return await self._boot(deadline)
         self._known = None
@@ -167,7 +172,7 @@ class Vm:
             self._host.stats.refused += 1
             raise
         deadline = trio.current_time() + WRITE_SECONDS
-        with trio.move_on_at(deadline):
+        with self._host.stats.write_seconds.timed(), trio.move_on_at(deadline):
             await self._take_turn()
             try:
                 return await self._put(blob, new, deadline)
@@ -320,6 +325,9 @@ class Vm:
                 raise
             except ToolstackError as error:
                 log.warning("vm=%s the field could not be corrected, the boot goes on: %s", self.uuid, error)
+            else:
+                reason = f"the field said {record.state} of a store that is {self.report}"
+                self.history.add(self._host.now(), Occasion.CORRECTION, verdict, reason)
         return Boot(store, generation, BootOutcome.NOT_ASKED)
 
     # One write
@@ -336,7 +344,7 @@ class Vm:
                 if known is None or known.keys is None or keys.members != known.keys.members:
                     # Only a change of the keys needs the field; it is read together with the store it belongs to.
                     known = await self._look()
-                verdict = decide(known.keys, keys, new, self.field, self._host.manifest)
+                verdict = decide(known.keys, keys, new, self.field, self._host.rules.manifest)
             try:
                 generation = await self._store(blob, verdict.update, known.generation, deadline)
             except ToolstackConflictError:
@@ -344,6 +352,7 @@ class Vm:
                 continue
             self._known = Known(generation, keys)
             self.report = verdict.report or self.report
+            self.history.add(self._host.now(), Occasion.WRITE, verdict.update, verdict.reason)
             # A guest can change its boot entries all day long, which is no news.
             level = logging.DEBUG if verdict.update is Update.NO else logging.INFO
             log.log(level, "vm=%s wrote %d bytes, update=%s: %s", self.uuid, len(blob), verdict.update, verdict.reason)
@@ -373,7 +382,7 @@ class Vm:
         if record.store is not None:
             keys = None
             try:
-                report = check(record.store, self._host.manifest)
+                report = check(record.store, self._host.rules.manifest)
                 self.report = report.state
                 if report.outline is not None and report.outline.damage is None:
                     keys = read_keys(report.outline, None if self._known is None else self._known.keys)
@@ -385,6 +394,7 @@ class Vm:
 
     def _written(self, update: Update) -> None:
         self.last_verdict = update
+        self.certcheck_saved += update is not Update.UNSPECIFIED
         self._host.stats.count_write(update)
         if update is Update.YES:
             self.field = CertificatesState.OK
@@ -392,10 +402,14 @@ class Vm:
             self.field = None  # the toolstack derives it anew; known again after the next look
 
     def _remember(self, outcome: BootOutcome, detail: str | None) -> None:
-        self.last_update = LastUpdate(self._host.now(), outcome, detail)
+        now = self._host.now()
+        self.last_update = LastUpdate(now, outcome, detail)
+        verdict = None if outcome is BootOutcome.FAILED else Update.YES
+        self.history.add(now, Occasion.UPDATE, verdict, outcome.value if detail is None else f"{outcome.value}: {detail}")
 
     def _plan(self, store: bytes) -> Plan:
-        return plan(store, self._host.manifest, self._host.bodies, headroom=self._host.headroom)
+        rules = self._host.rules
+        return plan(store, rules.manifest, rules.bodies, headroom=rules.headroom)
 
 
 class _UpdateFailedError(CompanionError):
