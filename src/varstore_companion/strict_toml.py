@@ -29,6 +29,7 @@ class Table:
     def __init__(self, source: str, path: str, values: Mapping[str, object], text: str = "") -> None:
         self._source = source
         self._path = path
+        self._values = values
         self._left = dict(values)
         self._asked: dict[str, None] = {}
         self._text = text
@@ -122,7 +123,7 @@ class Table:
         return f"{self._path}.{key}" if self._path else key
 
     def _line(self, key: str) -> str:
-        number = line_of(self._text, key)
+        number = line_of(self._text, key) if key in self._values else None
         return "" if number is None else f" (at line {number})"
 
     def _take(self, key: str, kind: type[T], expected: str) -> T:
@@ -151,17 +152,26 @@ class Table:
 def line_of(text: str, key: str) -> int | None:
     """The line, from 1, on which a key of a document's first table is given; None when that cannot be told.
 
-    A line that looks like it counts if what is before it is a document by itself without the key: the inside of a text of
-    several lines does not.
+    The first line that looks like it counts if what is before it is a document by itself: the inside of a text of several
+    lines does not. Nor does a key of another table, which only a heading can begin.
     """
     name = re.escape(key)
-    begins = re.compile(rf"[ \t]*\[*[ \t]*(?:{name}|\"{name}\"|'{name}')[ \t]*[=.\]]")
+    begins = re.compile(rf"[ \t]*(\[\[?[ \t]*)?(?:{name}|\"{name}\"|'{name}')[ \t]*[=.\]]")
     lines = text.split("\n")
-    number = next((number for number, line in enumerate(lines) if begins.match(line)), None)
-    if number is None:
-        return None
+    for number, line in enumerate(lines):
+        match = begins.match(line)
+        if match is None:
+            continue
+        before = "\n".join([*lines[:number], ""])
+        if match[1] is None and any(other.lstrip().startswith("[") for other in lines[:number]):
+            return None
+        return number + 1 if _is_document(before) else None
+    return None
+
+
+def _is_document(text: str) -> bool:
     try:
-        there = key in tomllib.loads("\n".join(lines[:number]))
+        tomllib.loads(text)
     except ValueError:
-        return None
-    return None if there else number + 1
+        return False
+    return True

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 UP = "varstore_companion_up"
-_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+_IN_HELP = str.maketrans({"\\": r"\\", "\n": r"\n"})
+_IN_LABEL = _IN_HELP | str.maketrans({'"': r"\""})
 
 
 def text(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -21,7 +22,7 @@ def up(*, answered: bool) -> Iterator[str]:
 
 def _metric(metric: Mapping[str, Any]) -> Iterator[str]:
     name = metric["name"]
-    yield f"# HELP {name} {metric['help'].translate(_ESCAPES)}"
+    yield f"# HELP {name} {metric['help'].translate(_IN_HELP)}"
     yield f"# TYPE {name} {metric['type']}"
     for sample in metric["samples"]:
         labels: dict[str, str] = sample["labels"]
@@ -35,4 +36,4 @@ def _metric(metric: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels.items()) + "}" if labels else ""
+    return "{" + ",".join(f'{name}="{value.translate(_IN_LABEL)}"' for name, value in labels.items()) + "}" if labels else ""

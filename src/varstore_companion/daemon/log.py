@@ -2,11 +2,10 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from typing import IO
 
-from varstore_companion.efi.names import printable
+from varstore_companion.efi.names import printable, without_data
 from varstore_companion.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -14,8 +13,6 @@ log = logging.getLogger(__name__)
 ROOT = "varstore_companion"
 LINE = 2_000
 """Characters of a line that are kept: longer than any the daemon writes, shorter than a store."""
-_RUN = re.compile(r"[A-Za-z0-9+/=]{97,}")
-"""What may be base64 or hexadecimal digits of a store or a key. A digest, a UUID and nearly any path are shorter."""
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
@@ -60,8 +57,8 @@ class ForJournal(OneLine):
 
 
 def clean(text: str) -> str:
-    """Text for one line: without what does not print, without long runs of digits of a store or a key, and not too long."""
-    return _RUN.sub(lambda run: f"[{len(run[0]):,} characters]", printable(text))[:LINE]
+    """Text for one line: without what does not print, without what may be of a store or a key, and not too long."""
+    return without_data(printable(text))[:LINE]
 
 
 def is_journal(stream: IO[str], environment: Mapping[str, str] = os.environ) -> bool:
