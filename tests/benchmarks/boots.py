@@ -13,6 +13,7 @@ from benchmarks.harness import Effort, Figure, ratio
 from support.journals import host_in
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon.cold_boot import BootOutcome
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import load_bodies
@@ -26,10 +27,10 @@ def figures(effort: Effort) -> Iterator[Figure]:
 
 async def _rounds(count: int) -> list[tuple[float, float]]:
     store, manifest = stores.store(), load_manifest()
-    bodies = load_bodies(manifest, auth_folder=None).bodies
+    rules = Rules(manifest, load_bodies(manifest, auth_folder=None))
     toolstack = MemoryToolstack()
     with tempfile.TemporaryDirectory() as folder:
-        host = host_in(Path(folder), toolstack, manifest, bodies, time.time)
+        host = host_in(Path(folder), toolstack, rules, time.time)
 
         async def boot(state: CertificatesState, expected: BootOutcome) -> float:
             vm = Vm(uuid4(), host)

@@ -17,7 +17,10 @@ from support.journals import host_in
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded
@@ -40,9 +43,9 @@ async def daemon(folder: Path) -> None:
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
     toolstack = ForgetfulToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
-    host = host_in(folder, toolstack, load_manifest(), {}, time)
+    host = host_in(folder, toolstack, Rules(load_manifest(), Loaded({}, {}, ())), time)
     control = listen.bind(folder / "control", mode=0o600)
-    served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", control)
+    served = Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control)
     async with trio.open_nursery() as nursery:
         await nursery.start(served.run)
         await served.attach(Attachment(VM, folder / SOCKET, None, DEFAULT_MODE, resume=False))

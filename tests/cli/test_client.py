@@ -3,7 +3,7 @@
 import socket
 import threading
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -152,7 +152,7 @@ def test_list_asks_until_there_is_no_more(run: Run, path: Path) -> None:
 def test_who_calls(run: Run, path: Path) -> None:
     asked: list[RequestMessage] = []
     with server(path, answering(lambda _: messages.StatusAnswer("{}"), asked)):
-        assert run("status", "--control", path).code == 0
+        assert run("status", "--vm", uuid4(), "--control", path).code == 0
     (hello, _) = asked
     assert isinstance(hello, Hello)
     assert (hello.kind, hello.vm) == (ClientKind.OPERATOR, None)

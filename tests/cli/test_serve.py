@@ -10,7 +10,7 @@ import pytest
 from support.commands import Run, daemon, process
 from support.own_rules import Rules
 from varstore_companion.daemon import main as daemon_main
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Settings, Source
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -79,7 +79,7 @@ def test_what_a_crash_left_does_not_keep_it(tmp_path: Path) -> None:
 def test_options_go_before_the_file(run: Run, rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Settings] = []
 
-    async def started(settings: Settings) -> None:
+    async def started(settings: Settings, _source: Source) -> None:
         seen.append(settings)
 
     monkeypatch.setattr(daemon_main, "serve", started)

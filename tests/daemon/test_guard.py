@@ -9,14 +9,15 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
-from support.daemon import Machine, certcheck, loaded, still_host, updated, written
+from support.daemon import Machine, certcheck, still_host, updated, written
 from support.fake_guard import GUARDS_ALERT, Guard, Server, VmModel, Xapi, serving
 from support.peer import Refused, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import attachments, listen
 from varstore_companion.daemon.attachments import Attachment
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.main import Daemon, opened
+from varstore_companion.daemon.reload import Reloader
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.trust.state import CertificatesState
@@ -49,7 +50,8 @@ class Place:
         self.host = still_host(folder, self.toolstack, upstreams=self.toolstack)
         self.control = folder / "control"
         self.saved = folder / "attached.json"
-        self.daemon = Daemon(self.host, loaded(), self.saved, listen.bind(self.control, mode=0o600))
+        reloader = Reloader(self.host, Source(), Settings())
+        self.daemon = Daemon(self.host, reloader, self.saved, listen.bind(self.control, mode=0o600))
 
     def guard(self, store: bytes | None, state: CertificatesState, *, is_new: bool = True) -> tuple[Guard, Server]:
         return behind_guard(self.folder, self.nursery, store, state, is_new=is_new)

@@ -139,7 +139,7 @@ async def test_an_update_is_taken_back_and_the_taking_back_too(place: Place) -> 
         (4, "restored"),
         (5, "updated"),
     ]
-    rules = f"{place.host.manifest.name} {place.host.manifest.revision}"
+    rules = place.host.rules.name
     assert told[1] == {
         "number": 2,
         "at": NOW,

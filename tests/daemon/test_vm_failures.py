@@ -9,9 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from support.daemon import VENDOR, Machine, Place, updated, written
+from support.daemon import MANIFEST, VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
-from varstore_companion.daemon import cold_boot, keeping, upstream
+from varstore_companion.daemon import keeping, rules, upstream
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
@@ -19,6 +20,7 @@ from varstore_companion.errors import (
     ToolstackUnclearError,
 )
 from varstore_companion.journal import files
+from varstore_companion.sources import Loaded
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.limits import MAX_TEXT
@@ -70,7 +72,7 @@ async def test_a_refused_plan(place: Place, name: str, reason: str) -> None:
 
 
 async def test_a_missing_body(place: Place) -> None:
-    place.host.bodies = {}
+    place.host.rules = Rules(MANIFEST, Loaded({}, {}, ()))
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     await failed_and_kept(place, machine, scene("ms2011").blob, "no certificate source has the body of")
 
@@ -237,7 +239,7 @@ def _bug(*_: object, **__: object) -> object:
     raise IndexError("a store nobody thought of")
 
 
-@pytest.mark.parametrize(("module", "name"), [(cold_boot, "plan"), (keeping, "describe_plan"), (keeping, "describe_report")])
+@pytest.mark.parametrize(("module", "name"), [(rules, "plan"), (keeping, "describe_plan"), (keeping, "describe_report")])
 async def test_a_bug_in_planning_stops_no_boot(
     place: Place, module: ModuleType, name: str, *, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

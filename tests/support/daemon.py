@@ -16,8 +16,11 @@ from support.peer import Peer, greeted
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
@@ -97,8 +100,7 @@ def still_host(folder: Path, toolstack: Toolstack, *, upstreams: Upstreams | Non
     return host_in(
         folder,
         toolstack,
-        MANIFEST,
-        loaded().bodies,
+        Rules(MANIFEST, loaded()),
         lambda: NOW,
         backups=DirectBackups,
         history=DirectHistory,
@@ -144,7 +146,8 @@ class Place:
         self.control = folder / "control.sock"
         self.saved = folder / "attached.json"
         self.bound = listen.bind(self.control, mode=0o600)
-        self.daemon = Daemon(self.host, loaded(), self.saved, self.bound)
+        self.reloader = Reloader(self.host, Source(), Settings())
+        self.daemon = Daemon(self.host, self.reloader, self.saved, self.bound)
 
     async def machine(
         self,

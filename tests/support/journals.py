@@ -4,19 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.journal.backups import Backups
 from varstore_companion.journal.history import History
 from varstore_companion.journal.journal import Journal
 from varstore_companion.toolstack.interface import Toolstack, Upstreams
-from varstore_companion.trust.certificates import Bodies
-from varstore_companion.trust.manifest import Manifest
 
 
 def host_in(
     folder: Path,
     toolstack: Toolstack,
-    manifest: Manifest,
-    bodies: Bodies,
+    rules: Rules,
     now: Callable[[], float],
     *,
     backups: type[Backups] = Backups,
@@ -29,8 +27,7 @@ def host_in(
     opened.open()
     return Host(
         toolstack,
-        manifest,
-        bodies,
+        rules,
         backups(folder / "backups"),
         history(folder / "history"),
         opened,

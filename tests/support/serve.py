@@ -1,5 +1,6 @@
 """A `serve` process with the embedded toolstack, and what speaks to it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -38,7 +39,18 @@ class Home:
     def command(self, *more: object, descriptors: int | None = None) -> list[str]:
         """The command line of a daemon here."""
         start = ["-m", "varstore_companion.cli"] if descriptors is None else ["-c", _WITH_FEW_DESCRIPTORS, str(descriptors)]
-        options = ["--control", self.control, "--state-dir", self.state, "--auth-dir", self.folder / "none", *more]
+        # The settings of the machine that runs the tests are none of theirs.
+        options = [
+            "--config",
+            os.devnull,
+            "--control",
+            self.control,
+            "--state-dir",
+            self.state,
+            "--auth-dir",
+            self.folder / "none",
+            *more,
+        ]
         return [sys.executable, *start, "serve", *map(str, options)]
 
     @contextmanager

@@ -12,6 +12,7 @@ from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.keeping import back_up
 from varstore_companion.daemon.upstream import Upstream
+from varstore_companion.daemon.verdicts import Occasion
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import (
@@ -25,7 +26,7 @@ from varstore_companion.journal.backups import Why
 from varstore_companion.journal.history import What
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.check import State
-from varstore_companion.trust.plan import Plan, plan
+from varstore_companion.trust.plan import Plan
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.wire.fields import clip
 from varstore_companion.wire.limits import MAX_TEXT
@@ -224,25 +225,27 @@ class ColdBoot:
         verdict = _truth(self._upstream.report, record.state)
         generation = record.generation
         if verdict is not None:
-            log.info(
-                "vm=%s the field says %s of a store that is %s: it is written again",
-                self._uuid,
-                record.state,
-                self._upstream.report,
-            )
+            reason = f"the field said {record.state} of a store that is {self._upstream.report}"
+            log.info("vm=%s %s: it is written again", self._uuid, reason)
             try:
                 generation = await self._upstream.store(store, verdict, generation, deadline, may_leave=True)
             except ToolstackConflictError:
                 raise
             except ToolstackError as error:
                 log.warning("vm=%s the field could not be corrected, the boot goes on: %s", self._uuid, error)
+            else:
+                self._upstream.verdicts.add(self._host.now(), Occasion.CORRECTION, verdict, reason)
         return Boot(store, generation, BootOutcome.NOT_ASKED)
 
     def _remember(self, outcome: BootOutcome, detail: str | None) -> None:
-        self.last_update = LastUpdate(self._host.now(), outcome, detail)
+        now = self._host.now()
+        self.last_update = LastUpdate(now, outcome, detail)
+        verdict = None if outcome is BootOutcome.FAILED else Update.YES
+        reason = outcome.value if detail is None else f"{outcome.value}: {detail}"
+        self._upstream.verdicts.add(now, Occasion.UPDATE, verdict, reason)
 
     def _plan(self, store: bytes) -> Plan:
-        return plan(store, self._host.manifest, self._host.bodies, headroom=self._host.headroom)
+        return self._host.rules.plan(store)
 
 
 class _UpdateFailedError(CompanionError):

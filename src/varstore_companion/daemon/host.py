@@ -11,6 +11,7 @@ import trio
 
 from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.held import Recent
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
@@ -18,8 +19,6 @@ from varstore_companion.journal.history import Event, History, What
 from varstore_companion.journal.journal import Journal
 from varstore_companion.journal.ledger import Ledger
 from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
-from varstore_companion.trust.certificates import Bodies
-from varstore_companion.trust.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class Drains(Protocol):
 
 @dataclass(slots=True)
 class Host:
-    """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds.
+    """The toolstack, the rules in force and where things are kept. `now`: epoch seconds.
 
     `journal`: for writes while the toolstack is away; `ledger`: where a toolstack may carry out a call that was given up.
     `upstreams`: the toolstack, where it has a socket for each VM; `nursery`: the daemon's, while it runs, for calls that
@@ -48,13 +47,11 @@ class Host:
     """
 
     toolstack: Toolstack
-    manifest: Manifest
-    bodies: Bodies
+    rules: Rules
     backups: Backups
     history: History
     journal: Journal
     now: Callable[[], float]
-    headroom: int | None = None
     upstreams: Upstreams | None = None
     nursery: trio.Nursery | None = None
     ledger: Ledger | None = None
@@ -89,8 +86,7 @@ class Host:
         detail: str | None = None,
     ) -> None:
         """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id."""
-        rules = f"{self.manifest.name} {self.manifest.revision}"
-        self.history.note(vm, Event(self.now(), what, rules, _digest(before), _digest(after), backup, detail))
+        self.history.note(vm, Event(self.now(), what, self.rules.name, _digest(before), _digest(after), backup, detail))
 
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""

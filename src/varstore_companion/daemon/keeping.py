@@ -13,7 +13,7 @@ async def back_up(host: Host, vm: UUID, store: bytes, planned: Plan, why: Why, *
     """Keep a store with the report and the plan made of it; return the backup's id. Raises as `Backups.keep`."""
 
     def describe() -> Mapping[str, object]:
-        report = describe_report(planned.before, host.manifest, len(store))
+        report = describe_report(planned.before, host.rules.manifest, len(store))
         # They are in the store itself, and a guest chooses their names.
         del report["variables"]
         return {"report": report, "plan": describe_plan(planned)}

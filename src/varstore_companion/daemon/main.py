@@ -1,9 +1,7 @@
 """The daemon: composes toolstack, rules and sockets, and has the only nurseries."""
 
-import fcntl
 import logging
 import os
-import resource
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -15,24 +13,27 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, http_server, journals, listen, toolstacks
+from varstore_companion.daemon import attachments, http_server, journals, listen, metrics, process, rules, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.measured import MeasuredToolstack
+from varstore_companion.daemon.metrics import Known
 from varstore_companion.daemon.recovery import Recovery
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import RequestRefusedError, too_many
+from varstore_companion.daemon.stats import Stats
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
-from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
 from varstore_companion.journal.history import History
-from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -45,8 +46,6 @@ XAPI_CONNECTIONS = 64
 """Connections of xapi's clients: each can hold a document of a quarter of a MiB, and keeps its place for two minutes."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
-DESCRIPTORS = 16_384
-"""What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
 
@@ -55,10 +54,12 @@ class Daemon:
     """The daemon's VMs and sockets. `run` serves them; the other methods are what the control socket asks for."""
 
     def __init__(
-        self, host: Host, loaded: Loaded, saved: Path, control: Bound, xapi: tuple[Bound, XapiEndpoint] | None = None
+        self, host: Host, reloader: Reloader, saved: Path, control: Bound, xapi: tuple[Bound, XapiEndpoint] | None = None
     ) -> None:
         self._host = host
-        self._loaded = loaded
+        self._started_at = host.now()
+        self.reloader = reloader
+        reloader.followers.append(self._forget_reports)
         self._saved = saved
         self._control_bound = control
         self._control: Acceptor | None = None
@@ -196,25 +197,42 @@ class Daemon:
             except ToolstackError as error:
                 if not sockets:
                     raise
-                return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), "error": str(error)}
+                told = {**_describe_vm(known), "error": str(error), "verdicts": known.verdicts.describe()}
+                return {"vm": str(vm), "sockets": sockets, **told}
             # Without the field nobody can have marked the VM: an old toolstack.
             updates = {"updates_at_boot": record.state is not None}
-            return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), **updates, "error": None}
-        manifest = self._host.manifest
+            told = {**_describe_vm(known), **updates, "error": None, "verdicts": known.verdicts.describe()}
+            return {"vm": str(vm), "sockets": sockets, **told}
         return {
             "version": __version__,
+            "started_at": self._started_at,
             **journals.describe(self._host.journal, self._drainer),
             "toolstack": self._host.toolstack.name,
-            "manifest": f"{manifest.name} {manifest.revision}",
-            "certificates": {
-                certificate.name: self._loaded.origins.get(certificate.sha256)
-                for rule in manifest.rules
-                for certificate in rule.required
-            },
+            "manifest": self._host.rules.name,
+            "certificates": self._host.rules.origins(),
+            **self.reloader.describe(),
             "attached": len(self._sockets),
             "connections": self.connections,
             **self._host.stats.describe(),
         }
+
+    def metrics(self) -> list[dict[str, object]]:
+        """Everything that is counted and timed, as `metrics.describe`."""
+        vms = {attachment.vm: self._vms[attachment.vm] for attachment, _ in self._sockets.values()}
+        known = Known(
+            version=__version__,
+            started_at=self._started_at,
+            attached=len(self._sockets),
+            connections=self.connections,
+            vms=vms.values(),
+            reloader=self.reloader,
+        )
+        return metrics.describe(self._host, known)
+
+    def _forget_reports(self, _rules: Rules) -> None:
+        # Made with other rules; made anew at each VM's next boot or look.
+        for vm in self._vms.values():
+            vm.forget_report()
 
     # Sockets
 
@@ -315,6 +333,7 @@ def _describe_vm(vm: Vm) -> dict[str, object]:
         "field": vm.field,
         "last_verdict": vm.last_verdict,
         "last_update": None if last is None else {"at": last.at, "outcome": last.outcome.value, "detail": last.detail},
+        "certcheck_saved": vm.certcheck_saved,
     }
 
 
@@ -335,51 +354,41 @@ def _listening(path: Path) -> Iterator[Bound]:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Daemon]:
+async def opened(settings: Settings, source: Source | None = None) -> AsyncIterator[Daemon]:
     """Compose a daemon from its settings; it holds the state folder's lock until the end.
 
-    Raises `ConfigurationError`.
+    `source`: where a reload reads the settings again; without it they stay as they are. Raises `ConfigurationError`.
     """
-    with _locked(settings.state_dir):
-        manifest = load_manifest(settings.manifest)
-        loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
-        for problem in loaded.problems:
-            log.warning("certificate file %s", problem)
-        for certificate in {each for rule in manifest.rules for each in rule.required}:
-            if certificate.sha256 not in loaded.bodies:
-                log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
-        async with toolstacks.opened(settings, manifest) as chosen:
+    with process.locked(settings.state_dir):
+        found = rules.load(settings)
+        for warning in found.warnings():
+            log.warning("%s", warning)
+        async with toolstacks.opened(settings, found.manifest) as chosen:
+            stats = Stats()
+            toolstack = MeasuredToolstack(chosen.toolstack, stats)
             backups, history = Backups(settings.state_dir / "backups"), History(settings.state_dir / "history")
             journal = await journals.opened(settings.state_dir / "journal")
-            ledger = journals.opened_ledger(settings.state_dir / "ledger") if chosen.toolstack.late_seconds else None
-            host = Host(
-                chosen.toolstack,
-                manifest,
-                loaded.bodies,
-                backups,
-                history,
-                journal,
-                time,
-                settings.headroom,
-                chosen.upstreams,
-                ledger=ledger,
-            )
-            _make_folder(settings.control.parent, mode=0o755)
+            ledger = journals.opened_ledger(settings.state_dir / "ledger") if toolstack.late_seconds else None
+            host = Host(toolstack, found, backups, history, journal, time, chosen.upstreams, ledger=ledger, stats=stats)
+            reloader = Reloader(host, source or Source.fixed(settings), settings)
+            if chosen.derive is not None:
+                reloader.followers.append(chosen.derive.follow)
+            process.make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
                 control = sockets.enter_context(_listening(settings.control))
                 xapi = None
                 if settings.xapi_socket is not None and chosen.calls is not None:
                     bound = sockets.enter_context(_listening(settings.xapi_socket))
                     xapi = bound, XapiEndpoint(chosen.calls, _owners())
-                yield Daemon(host, loaded, settings.state_dir / "attached.json", control, xapi)
+                yield Daemon(host, reloader, settings.state_dir / "attached.json", control, xapi)
 
 
-async def serve(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`, `OSError`."""
-    _raise_descriptor_limit()
+async def serve(settings: Settings, source: Source) -> None:
+    """Run the daemon until SIGTERM or SIGINT; at SIGHUP `source` is read again. Raises `ConfigurationError`, `OSError`."""
+    process.raise_descriptor_limit()
     reasons: list[Exception] = []
     try:
-        await _serve(settings)
+        await _serve(settings, source)
     except* (ConfigurationError, OSError) as group:
         # The nurseries wrap what they let out, and a caller has use for the reason alone.
         reasons = _leaves(group)
@@ -391,46 +400,19 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
     return [leaf for each in group.exceptions for leaf in (_leaves(each) if isinstance(each, ExceptionGroup) else [each])]
 
 
-async def _serve(settings: Settings) -> None:
-    async with opened(settings) as daemon, trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _serve(settings: Settings, source: Source) -> None:
+    # While it starts and stops, too: a terminal that goes away, or a reload too early, must not end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    async with opened(settings, source) as daemon, trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await nursery.start(daemon.run, name="daemon")
             async for number in signals:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(daemon.reloader.reload_soon, name="reload")
+                    continue
                 log.info("%s: stopping", signal.Signals(number).name)
                 break
             with trio.move_on_after(STOP_SECONDS):
                 await daemon.stop()
             nursery.cancel_scope.cancel()
     log.info("stopped")
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder, which is made when it is missing. The lock goes with the process, however it ends."""
-    _make_folder(state_dir, mode=0o700)
-    try:
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{state_dir}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"{state_dir}: another daemon runs on this state folder") from None
-        yield
-    finally:
-        os.close(lock)
-
-
-def _make_folder(path: Path, mode: int) -> None:
-    try:
-        path.mkdir(mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

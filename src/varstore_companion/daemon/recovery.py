@@ -17,7 +17,6 @@ from varstore_companion.journal.backups import Backup, BackupError, Why
 from varstore_companion.journal.history import What
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.check import State, check
-from varstore_companion.trust.plan import plan
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
@@ -122,7 +121,7 @@ class Recovery:
             raise RequestRefusedError(ErrorCode.INVALID_ARGUMENT, str(error)) from None
 
     async def _back_up(self, uuid: UUID, store: bytes, spare: str) -> str:
-        planned = plan(store, self._host.manifest, self._host.bodies, headroom=self._host.headroom)
+        planned = self._host.rules.plan(store)
         try:
             return await back_up(self._host, uuid, store, planned, Why.RESTORE, spare=spare)
         except OSError as error:
@@ -132,7 +131,7 @@ class Recovery:
 
 def _loadable(backup: Backup, store: bytes, host: Host) -> State:
     """The report on a store that varstored loads (invariant 2). Raises for any other."""
-    report = check(store, host.manifest)
+    report = check(store, host.rules.manifest)
     if report.state not in (State.DAMAGED, State.UNKNOWN):
         return report.state
     reason = f"backup {backup.id} is {report.state}, varstored would refuse it: {'; '.join(report.reasons)}"

@@ -35,6 +35,7 @@ from varstore_companion.wire.messages import (
     SbFailure,
     Socket,
 )
+from varstore_companion.wire.observing import Log, Reload
 from varstore_companion.wire.states import Role, State
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ToolstackConflictError, ErrorCode.CONFLICT),
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
-_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore)
+_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore, Log, Reload)
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.verdicts import Occasion, Verdicts
 from varstore_companion.daemon.writer import Writer
 from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
 from varstore_companion.errors import OverLimitError, UnknownVersionError
@@ -27,7 +28,19 @@ class Known:
 class Upstream:
     """`turn`: counts the writes, by which a read notices that one came between."""
 
-    __slots__ = ("_host", "_uuid", "field", "generation", "known", "last_verdict", "report", "turn", "writer")
+    __slots__ = (
+        "_host",
+        "_uuid",
+        "certcheck_saved",
+        "field",
+        "generation",
+        "known",
+        "last_verdict",
+        "report",
+        "turn",
+        "verdicts",
+        "writer",
+    )
 
     def __init__(self, uuid: UUID, host: Host) -> None:
         self._uuid = uuid
@@ -39,6 +52,8 @@ class Upstream:
         self.report: State | None = None
         self.field: CertificatesState | None = None
         self.last_verdict: Update | None = None
+        self.certcheck_saved = 0
+        self.verdicts = Verdicts()
 
     async def look(self) -> VmRecord:
         """Read what the toolstack holds, and remember it. Raises as `Toolstack.read`."""
@@ -56,7 +71,7 @@ class Upstream:
         if record.store is not None:
             keys = None
             try:
-                report = check(record.store, self._host.manifest)
+                report = check(record.store, self._host.rules.manifest)
                 self.report = report.state
                 if report.outline is not None and report.outline.damage is None:
                     keys = read_keys(report.outline, None if self.known is None else self.known.keys)
@@ -72,6 +87,7 @@ class Upstream:
         generation = await self.store(blob, verdict.update, generation, deadline)
         self.known = Known(generation, keys)
         self.report = verdict.report or self.report
+        self.verdicts.add(self._host.now(), Occasion.WRITE, verdict.update, verdict.reason)
         # A guest can change its boot entries all day long, which is no news.
         level = logging.DEBUG if verdict.update is Update.NO else logging.INFO
         log.log(level, "vm=%s wrote %d bytes, update=%s: %s", self._uuid, len(blob), verdict.update, verdict.reason)
@@ -84,6 +100,7 @@ class Upstream:
         stored = await self.writer.store(blob, update, generation, deadline, may_leave=may_leave)
         self.generation = stored
         self.last_verdict = update
+        self.certcheck_saved += update is not Update.UNSPECIFIED
         self._host.stats.count_write(update)
         if update is Update.YES:
             self.field = CertificatesState.OK
@@ -105,7 +122,7 @@ class Upstream:
         if known is None or known.keys is None or keys.members != known.keys.members:
             # Only a change of the keys needs the field; it is read together with the store it belongs to.
             known = self.see(await self._host.toolstack.read(self._uuid))
-        return decide(known.keys, keys, new, self.field, self._host.manifest), keys, known.generation
+        return decide(known.keys, keys, new, self.field, self._host.rules.manifest), keys, known.generation
 
 
 def admitted(blob: bytes, who: str) -> Outline | None:

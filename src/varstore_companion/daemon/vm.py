@@ -11,6 +11,7 @@ from varstore_companion.daemon.backlog import Backlog, Mode
 from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.daemon.upstream import Upstream, admitted
+from varstore_companion.daemon.verdicts import Verdicts
 from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import Outline
 from varstore_companion.errors import (
@@ -24,7 +25,7 @@ from varstore_companion.errors import (
 )
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.check import State
-from varstore_companion.trust.plan import Plan, plan
+from varstore_companion.trust.plan import Plan
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.trust.verdict import Verdict
 
@@ -91,6 +92,10 @@ class Vm:
         """On the store that the toolstack held last, as far as it was looked at."""
         return self._upstream.report
 
+    def forget_report(self) -> None:
+        """It was made with rules that are no longer in force: made anew at the next look."""
+        self._upstream.report = None
+
     @property
     def field(self) -> CertificatesState | None:
         """The toolstack's field, None when it has none, or derives it anew since the last look."""
@@ -105,6 +110,16 @@ class Vm:
     def last_verdict(self) -> Update | None:
         """What the toolstack was told with the last write."""
         return self._upstream.last_verdict
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """The last verdicts on its store."""
+        return self._upstream.verdicts
+
+    @property
+    def certcheck_saved(self) -> int:
+        """Runs of certcheck that the toolstack did not have to make for its writes."""
+        return self._upstream.certcheck_saved
 
     async def read(self) -> VmRecord:
         """Read the store and the field, for a resume, a migration or a tool: never an update (invariant 10).
@@ -141,7 +156,7 @@ class Vm:
         """
         self._host.stats.boots += 1
         deadline = trio.current_time() + BOOT_SECONDS if deadline is None else deadline
-        with trio.move_on_at(deadline):
+        with self._host.stats.boot_seconds.timed(), trio.move_on_at(deadline):
             async with self._lock:
                 try:
                     return await self._cold_boot.answer(deadline)
@@ -162,7 +177,7 @@ class Vm:
             self._host.stats.refused += 1
             raise
         deadline = trio.current_time() + WRITE_SECONDS
-        with trio.move_on_at(deadline):
+        with self._host.stats.write_seconds.timed(), trio.move_on_at(deadline):
             await _take(self._lock)
             try:
                 return await self._put(blob, new, deadline)
@@ -213,7 +228,7 @@ class Vm:
         record = await self.read()
         if record.store is None:
             return None
-        return plan(record.store, self._host.manifest, self._host.bodies, headroom=self._host.headroom)
+        return self._host.rules.plan(record.store)
 
     async def mark(self, *, mark: bool) -> CertificatesState:
         """Mark the VM for an update at its next boot, or take the mark back. Raises as `Toolstack.mark`."""

@@ -1,0 +1,80 @@
+"""A toolstack whose calls are counted and timed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import trio
+
+from varstore_companion.daemon.stats import Stats
+from varstore_companion.errors import (
+    ToolstackConflictError,
+    ToolstackRefusedError,
+    ToolstackUnavailableError,
+    ToolstackUnclearError,
+)
+from varstore_companion.toolstack.interface import Alert, Toolstack, VmRecord
+from varstore_companion.trust.state import CertificatesState, Update
+
+_FAILURES = (
+    (ToolstackUnavailableError, "unavailable"),
+    (ToolstackRefusedError, "refused"),
+    (ToolstackUnclearError, "unclear"),
+    (ToolstackConflictError, "conflict"),
+)
+
+
+class MeasuredToolstack:
+    """Hands every call on, and tells `stats` how long it took and how it failed. One that is cancelled is timed as well."""
+
+    __slots__ = ("_inner", "_stats")
+
+    def __init__(self, inner: Toolstack, stats: Stats) -> None:
+        self._inner = inner
+        self._stats = stats
+
+    @property
+    def name(self) -> str:
+        """The toolstack's own name."""
+        return self._inner.name
+
+    @property
+    def late_seconds(self) -> float:
+        """See `Toolstack.late_seconds`."""
+        return self._inner.late_seconds
+
+    async def read(self, vm: UUID) -> VmRecord:
+        """See `Toolstack.read`."""
+        with self._measured("read"):
+            return await self._inner.read(vm)
+
+    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+        """See `Toolstack.write`."""
+        with self._measured("write"):
+            return await self._inner.write(vm, store, update, expected=expected)
+
+    async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
+        """See `Toolstack.mark`."""
+        with self._measured("mark"):
+            return await self._inner.mark(vm, mark=mark)
+
+    async def alert(self, vm: UUID, alert: Alert) -> None:
+        """See `Toolstack.alert`."""
+        with self._measured("alert"):
+            await self._inner.alert(vm, alert)
+
+    async def aclose(self) -> None:
+        """See `Toolstack.aclose`."""
+        await self._inner.aclose()
+
+    @contextmanager
+    def _measured(self, call: str) -> Iterator[None]:
+        begun = trio.current_time()
+        try:
+            yield
+        except Exception as error:
+            failure = next((name for kind, name in _FAILURES if isinstance(error, kind)), "bug")
+            self._stats.call_failures[call][failure] += 1
+            raise
+        finally:
+            self._stats.call_seconds[call].add(trio.current_time() - begun)
