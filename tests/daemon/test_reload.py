@@ -73,7 +73,7 @@ async def test_what_changed_is_in_force(files: Files, caplog: pytest.LogCaptureF
     assert (files.place.host.rules.manifest.revision, files.place.host.rules.headroom) == (4, 77)
     assert caplog.messages == ["reloaded: manifest own 4, 1 of 1 certificates, headroom 77"]
     assert files.place.host.stats.reloads == 1
-    assert files.reloader.describe() == {"loaded_at": NOW, "reload_failed": None, "needs_restart": []}
+    assert files.reloader.describe() == {"rules_loaded_at": NOW, "reload_failed": None, "needs_restart": []}
 
 
 def no_settings(files: Files) -> str:

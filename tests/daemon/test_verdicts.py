@@ -3,6 +3,8 @@
 import json
 import sys
 
+import pytest
+
 from support.daemon import NOW, Place, written
 from support.storemaker import scene
 from varstore_companion.daemon.verdicts import LENGTH, REASON, Occasion, Verdicts

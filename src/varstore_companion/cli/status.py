@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from varstore_companion.cli import output
@@ -20,7 +21,7 @@ Without --vm it shows the totals, and then of each attached VM what the daemon l
 toolstack, and the last verdicts on its store."""
 
 _COLUMNS = ("report", "field", "last_verdict", "certcheck_saved")
-_TIMES = frozenset({"started_at", "loaded_at", "at"})
+_TIMES = frozenset({"started_at", "rules_loaded_at", "at"})
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> ExitCode:
         output.print_json(document)
         return ExitCode.FINE
     vms, history = document.pop("vms", []), document.pop("history", [])
-    output.table([[key.replace("_", " "), _text(value, key)] for key, value in document.items()], ["", ""])
+    output.table([list(row) for key, value in document.items() for row in _rows(key, value)], ["", ""])
     if vms:
         output.line()
         rows = [[each["vm"], *(_text(each.get(key)) for key in _COLUMNS), _update(each.get("last_update"))] for each in vms]
@@ -52,6 +53,15 @@ def main(arguments: list[str]) -> ExitCode:
         ]
         output.table(rows, ["last", "times", "occasion", "update=", "reason"])
     return ExitCode.FINE
+
+
+def _rows(key: str, value: object) -> Iterator[tuple[str, str]]:
+    name = key.replace("_", " ")
+    if isinstance(value, dict):
+        for inner, entry in value.items():
+            yield f"{name} {inner}", _text(entry, inner)
+    else:
+        yield name, _text(value, key)
 
 
 def _vms(client: Client) -> list[dict[str, Any]]:
@@ -69,8 +79,6 @@ def _update(last: dict[str, Any] | None) -> str:
 def _text(value: object, key: str = "") -> str:
     if key in _TIMES and isinstance(value, (int, float)):
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(entry, name)}" for name, entry in value.items())
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "-"
     return "-" if value is None else str(value)

@@ -107,7 +107,7 @@ class Reloader:
     def describe(self) -> dict[str, object]:
         """For `status`, as plain values for JSON. Times are seconds since the epoch."""
         failed = None if self.failed is None else {"at": self.failed[0], "error": self.failed[1]}
-        return {"loaded_at": self.loaded_at, "reload_failed": failed, "needs_restart": list(self._restart)}
+        return {"rules_loaded_at": self.loaded_at, "reload_failed": failed, "needs_restart": list(self._restart)}
 
 
 def _confirm_kept(before: Rules, after: Rules) -> None:
