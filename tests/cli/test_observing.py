@@ -77,7 +77,7 @@ def test_a_mark_and_what_becomes_of_it(run: Run, running: Daemon, vm: Vm) -> Non
     assert (known["vm"], known["report"], known["field"], known["last_verdict"]) == (str(vm.uuid), "ok", "ok", "no")
     assert (known["certcheck_saved"], known["last_update"]["outcome"]) == (4, "updated")
     one = run("status", "--vm", vm.uuid, "--json", *control).json
-    assert [(each["occasion"], each["verdict"], each["count"]) for each in one["history"]] == [
+    assert [(each["occasion"], each["verdict"], each["count"]) for each in one["verdicts"]] == [
         ("update", "yes", 1),
         ("write", "no", 3),
     ]
@@ -137,15 +137,15 @@ def test_without_a_daemon_the_collector_is_told(run: Run, tmp_path: Path) -> Non
 def test_log_levels(run: Run, running: Daemon, vm: Vm) -> None:
     control = ("--control", running.control)
     assert run("log", *control).text == "everything\tinfo\n"
-    done = run("log", "debug", "--for", "daemon.vm", "daemon.session", "--json", *control)
-    assert done.json == {"levels": {"": "info", "daemon.vm": "debug", "daemon.session": "debug"}}
+    done = run("log", "debug", "--for", "daemon.upstream", "daemon.session", "--json", *control)
+    assert done.json == {"levels": {"": "info", "daemon.upstream": "debug", "daemon.session": "debug"}}
     with vm.varstored() as client:
         client.call(PutStore(own_rules.store()))
     assert run("log", "error", *control).text.splitlines()[0] == "everything\terror"
-    run("log", "inherit", "--for", "daemon.vm", "daemon.session", *control)
-    run("log", "debug", "--for", "daemon.nothing", *control).fails("INVALID_ARGUMENT", "daemon.nothing", "daemon.vm")
+    run("log", "inherit", "--for", "daemon.upstream", "daemon.session", *control)
+    run("log", "debug", "--for", "daemon.nothing", *control).fails("INVALID_ARGUMENT", "daemon.nothing", "daemon.upstream")
     run("log", "loud").fails("invalid choice: 'loud'")
-    run("log", "--for", "daemon.vm").fails("--for needs a LEVEL")
+    run("log", "--for", "daemon.upstream").fails("--for needs a LEVEL")
     running.stop()
     assert any(line.startswith(f"DEBUG vm={vm.uuid} wrote") for line in running.log)
     # From the change to error on, nothing less is said.

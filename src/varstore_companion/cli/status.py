@@ -39,17 +39,17 @@ def main(arguments: list[str]) -> ExitCode:
     if options.json:
         output.print_json(document)
         return ExitCode.FINE
-    vms, history = document.pop("vms", []), document.pop("history", [])
+    vms, verdicts = document.pop("vms", []), document.pop("verdicts", [])
     output.table([list(row) for key, value in document.items() for row in _rows(key, value)], ["", ""])
     if vms:
         output.line()
         rows = [[each["vm"], *(_text(each.get(key)) for key in _COLUMNS), _update(each.get("last_update"))] for each in vms]
         output.table(rows, ["vm", *(key.replace("_", " ") for key in _COLUMNS), "last update"])
-    if history:
+    if verdicts:
         output.line()
         rows = [
             [_text(each["last"], "at"), f"{each['count']}", each["occasion"], _text(each["verdict"]), each["reason"]]
-            for each in history
+            for each in verdicts
         ]
         output.table(rows, ["last", "times", "occasion", "update=", "reason"])
     return ExitCode.FINE
