@@ -32,8 +32,9 @@ zero, and the file's length is a multiple of the page.
 | …      |           | the store                                                                         |
 
 The seal is BLAKE2b, 16 bytes long, with the segment's id as its key, of the record's own offset (u64), the 80 bytes before
-it and the digests behind it: it binds a record to its file and its place. The store inside is a guest's: one that holds the bytes of a record, or
-of a whole segment, is never taken for one, not even when the header around it is damaged and the search goes on inside.
+it and the digests behind it: it binds a record to its file and its place. The store inside is a guest's: one that holds the
+bytes of a record, or of a whole segment, is never taken for one, not even when the header around it is damaged and the
+search goes on inside.
 """
 
 from collections.abc import Iterator
