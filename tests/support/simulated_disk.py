@@ -44,10 +44,15 @@ class File:
         return replace(self, seen=change.on(self.seen), changes=(*self.changes, change))
 
     def synced(self) -> "File":
-        durable = self.durable
+        return replace(self, durable=self.below, changes=())
+
+    @property
+    def below(self) -> bytes:
+        """What there is for certain, and all changes."""
+        data = self.durable
         for change in self.changes:
-            durable = change.on(durable)
-        return replace(self, durable=durable, changes=())
+            data = change.on(data)
+        return data
 
 
 Names = dict[str, int]
@@ -105,7 +110,7 @@ class SimulatedDisk(Disk):
         super().__init__()
         self._files = dict(tree.files)
         self._folders = dict(tree.folders)
-        self._open: dict[int, tuple[int, Path, int]] = {}
+        self._descriptors: dict[int, tuple[int, Path, int]] = {}
         self._next = max(self._files, default=0) + 1
         self.before = before
 
@@ -145,12 +150,12 @@ class SimulatedDisk(Disk):
         if path.name in self._folder(path.parent).seen:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         number = self._make(path)
-        descriptor = max(self._open, default=2) + 1
-        self._open[descriptor] = number, path, 0
+        descriptor = max(self._descriptors, default=2) + 1
+        self._descriptors[descriptor] = number, path, 0
         return descriptor
 
     def write(self, descriptor: int, data: bytes) -> None:
-        number, path, position = self._open[descriptor]
+        number, path, position = self._descriptors[descriptor]
         try:
             self.before("write", path)
         except OSError:
@@ -158,10 +163,10 @@ class SimulatedDisk(Disk):
             self._change(number, Change(position, data[: len(data) // 3]))
             raise
         self._change(number, Change(position, data))
-        self._open[descriptor] = number, path, position + len(data)
+        self._descriptors[descriptor] = number, path, position + len(data)
 
     def sync(self, descriptor: int) -> None:
-        number, path, _ = self._open[descriptor]
+        number, path, _ = self._descriptors[descriptor]
         self._sync(number, path)
 
     def cut(self, path: Path, length: int) -> None:
@@ -171,10 +176,12 @@ class SimulatedDisk(Disk):
         self._sync(number, path)
 
     def is_at(self, descriptor: int, path: Path) -> bool:
-        return path.parent in self._folders and self._folders[path.parent].seen.get(path.name) == self._open[descriptor][0]
+        return (
+            path.parent in self._folders and self._folders[path.parent].seen.get(path.name) == self._descriptors[descriptor][0]
+        )
 
     def close(self, descriptor: int) -> None:
-        del self._open[descriptor]
+        del self._descriptors[descriptor]
 
     def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
         seen = self._files[self._number(path)].seen
@@ -255,7 +262,8 @@ def crashed(tree: Tree, crash: Crash, chance: Random) -> Tree:
 
 def _file(file: File, crash: Crash, chance: Random) -> File:
     if crash is Crash.KILLED:
-        return file
+        # Not what a failed sync has left in memory alone: a reader could not tell that it will never reach the disk.
+        return replace(file, seen=file.below)
     data = file.durable
     if crash is Crash.TORN:
         for change in file.changes:

@@ -81,7 +81,8 @@ class Journal:
         """Make the folder, read every segment and tell what waits; blocking, for a thread.
 
         Damaged ranges are copied to the folder `damaged` below, as long as that holds less than 64 MiB. What was found is
-        durable when this returns. Raises `JournalError`; it can be called again then.
+        durable when this returns, but for that of which a damage says otherwise. Raises `JournalError`; it can be called
+        again then.
         """
         newest: dict[UUID, tuple[Head, Place]] = {}
         ended: dict[UUID, int] = {}

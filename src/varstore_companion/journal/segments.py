@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -99,7 +99,7 @@ class Segments:
     # The start
 
     def open(self) -> Iterator[tuple[Segment, Scan]]:
-        """Read all segments, oldest first. What is given out is durable.
+        """Read all segments, oldest first. What is given out is durable, but for that of which a damage says otherwise.
 
         An earlier process may have been killed between writing and syncing: what it wrote is synced before it is believed,
         or a later crash could take back what this process has built on.
@@ -129,7 +129,6 @@ class Segments:
         segment = Segment(number, b"", 0)
         path = self._path(segment)
         try:
-            _tolerating_read_only(self._disk.sync_file, path)
             data = self._disk.read(path)
         except OSError as error:
             segment.is_unreadable = True
@@ -139,6 +138,12 @@ class Segments:
             scan = record.scan(segment.name, data)
         except UnknownVersionError as error:
             raise JournalError("the journal cannot be read", where=os.fspath(path), reason=str(error)) from None
+        try:
+            _tolerating_read_only(self._disk.sync_file, path)
+        except OSError as error:
+            # Believed all the same, and soon copied: it may be all that there is.
+            damage = Damage(segment.name, 0, 0, f"what it holds cannot be synced: {_reason(error)}")
+            scan = replace(scan, damages=(damage, *scan.damages))
         segment.segment_id = scan.segment_id or b""
         segment.size = len(data)
         segment.damages = scan.damages
@@ -180,8 +185,7 @@ class Segments:
             self._disk.sync(descriptor)
             self._confirm(descriptor, path)
         except OSError:
-            self._finish()
-            self._cut(path, segment.size)
+            self._failed(path, segment.size)
             raise
         segment.size += len(batch)
         return places
@@ -189,8 +193,8 @@ class Segments:
     def _begin(self, records: Sequence[tuple[Head, bytes]]) -> list[Place]:
         """Begin a segment with its first batch."""
         self._make_folder()
-        for path, length in list(self._to_cut.items()):
-            self._cut(path, length)
+        with suppress(OSError):
+            self._take_back()
         segment = Segment(self._next, os.urandom(record.ID_BYTES), PAGE)
         self._next += 1
         path = self._path(segment)
@@ -203,8 +207,7 @@ class Segments:
             self._disk.sync_folder(self._folder)
             self._confirm(descriptor, path)
         except OSError:
-            self._finish()
-            self._cut(path, 0)
+            self._failed(path, 0)
             raise
         segment.size += len(batch)
         self._all.append(segment)
@@ -224,10 +227,20 @@ class Segments:
             with suppress(OSError):
                 self._disk.close(descriptor)
 
-    def _cut(self, path: Path, length: int) -> None:
-        """Take back what a failed write may have left; what cannot be done now is tried before the next segment is begun."""
+    def _failed(self, path: Path, length: int) -> None:
+        """A write to the current segment has failed, of which the first `length` bytes count."""
+        self._finish()
         self._to_cut[path] = length
         with suppress(OSError):
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Cut off what failed writes have left, durably. Raises `OSError`; what is left then is tried again the next time.
+
+        Nothing may be copied or removed before: a DONE that was reported as not written would else go before the copy of
+        the store that it ends, and a store that nobody knows of would stay behind when the one that supersedes it goes.
+        """
+        for path, length in list(self._to_cut.items()):
             with suppress(FileNotFoundError):
                 if length:
                     self._disk.cut(path, length)
@@ -254,6 +267,10 @@ class Segments:
         """Write records of the oldest segment anew, durably; a `Damage` for each that the disk has lost."""
         if self._current is not None and self._current[0] is self.oldest:
             self._finish()
+        try:
+            self._take_back()
+        except OSError as error:
+            raise self._error("what a failed write has left cannot be taken back", self._folder, error) from None
         found: list[tuple[Head, bytes] | Damage] = [self._take(place, head) for place, head in kept]
         written = iter(self.write([each for each in found if not isinstance(each, Damage)]))
         return [each if isinstance(each, Damage) else next(written) for each in found]
@@ -265,6 +282,7 @@ class Segments:
         if self._current is not None and self._current[0] is segment:
             self._finish()
         try:
+            self._take_back()
             if self._is_kept(segment):
                 self._disk.unlink(path)
             else:
@@ -274,7 +292,6 @@ class Segments:
             # Somebody else may have removed it.
             if not isinstance(error, FileNotFoundError) or segment.name in self._names():
                 raise self._error("a segment cannot be removed", path, error) from None
-        self._to_cut.pop(path, None)
         self._all.popleft()
         with suppress(OSError):
             if self._all:
