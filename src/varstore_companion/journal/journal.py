@@ -116,9 +116,9 @@ class Journal:
         task_status.started()
         try:
             while True:
-                if self._waiting:
+                if self._waiting and not self._wastes(2):
                     await self._commit()
-                if self._is_wasteful if self._waiting else self._is_untidy:
+                if self._wastes(1) if self._waiting else self._is_untidy:
                     await self._tidy()
                 elif not self._waiting:
                     self._wake = trio.Event()
@@ -194,7 +194,7 @@ class Journal:
 
     @property
     def bytes_on_disk(self) -> int:
-        """Bytes of all segments: at most twice `bytes_live` and two segments, as long as the disk does what it is told."""
+        """Bytes of all segments. At more than twice `bytes_live` and two segments nothing is written before some are gone."""
         return self._on_disk
 
     @property
@@ -261,16 +261,16 @@ class Journal:
 
     # Removing what nothing needs
 
-    @property
-    def _is_wasteful(self) -> bool:
-        return self._can_tidy and self._on_disk > 2 * self._live + self._segment
+    def _wastes(self, segments: int) -> bool:
+        """Whether more is on the disk than twice what is needed and so many segments."""
+        return self._can_tidy and self._on_disk > 2 * self._live + segments * self._segment
 
     @property
     def _is_untidy(self) -> bool:
         oldest = self._segments.oldest
         if not self._can_tidy or oldest is None:
             return False
-        return self._is_wasteful or self._segments.has_damage or not self._held[oldest.number]
+        return self._wastes(1) or self._segments.has_damage or not self._held[oldest.number]
 
     async def _tidy(self) -> None:
         """Remove the oldest segment, or bring some of what it holds into the newest one."""
