@@ -38,7 +38,8 @@ class Damage:
     vm: UUID | None = None
 
     def __str__(self) -> str:
-        return f"{self.segment}: {self.length} bytes at offset {self.offset}: {self.what}"
+        where = f"{self.length} bytes at offset {self.offset}: " if self.length else ""
+        return f"{self.segment}: {where}{self.what}"
 
 
 @dataclass(frozen=True, slots=True)

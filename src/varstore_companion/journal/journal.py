@@ -125,6 +125,7 @@ class Journal:
                     await self._wake.wait()
         finally:
             self._not_usable = "it is closed"
+            self._segments.finish()
             for request in self._waiting:
                 request.error = self._error("not written", self._not_usable)
                 request.is_over.set()

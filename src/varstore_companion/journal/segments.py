@@ -172,7 +172,7 @@ class Segments:
     def _write(self, records: Sequence[tuple[Head, bytes]]) -> list[Place]:
         size = aligned(sum(head.room for head, _ in records), PAGE)
         if self._current is not None and self._current[0].size + size > self._limit:
-            self._finish()
+            self.finish()
         if any(head.kind is Kind.STORE for head, _ in records):
             self._fill_reserve()
         if self._current is None:
@@ -218,7 +218,7 @@ class Segments:
         if not self._disk.is_at(descriptor, path):
             raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", os.fspath(path))
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Write no more to the current segment."""
         if self._current is not None:
             _, descriptor = self._current
@@ -229,7 +229,7 @@ class Segments:
 
     def _failed(self, path: Path, length: int) -> None:
         """A write to the current segment has failed, of which the first `length` bytes count."""
-        self._finish()
+        self.finish()
         self._to_cut[path] = length
         with suppress(OSError):
             self._take_back()
@@ -266,7 +266,7 @@ class Segments:
     def copy(self, kept: Iterable[tuple[Place, Head]]) -> list[Place | Damage | JournalError]:
         """Write records of the oldest segment anew, durably; a `Damage` for each that the disk has lost."""
         if self._current is not None and self._current[0] is self.oldest:
-            self._finish()
+            self.finish()
         try:
             self._take_back()
         except OSError as error:
@@ -280,7 +280,7 @@ class Segments:
         segment = self._all[0]
         path = self._path(segment)
         if self._current is not None and self._current[0] is segment:
-            self._finish()
+            self.finish()
         try:
             self._take_back()
             if self._is_kept(segment):
