@@ -45,9 +45,14 @@ def remount(path: Path, options: str) -> None:
 
 def take_the_rest(path: Path) -> None:
     """Fill the disk with a file, to the last byte."""
-    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        while file.write(bytes(4096)):
-            pass
+
+    def write() -> None:
+        with path.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write()
 
 
 async def fill(journal: Journal) -> list[int]:

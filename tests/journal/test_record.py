@@ -73,7 +73,6 @@ def test_the_largest_store_is_that_of_varstored_and_of_the_protocol() -> None:
 def test_what_was_written_is_read(contents: list[list[tuple[Head, bytes]]]) -> None:
     data = batches(*contents)
     found = scan("file", data)
-    assert found.segment_id == ID
     assert found.damages == ()
     assert [head for _, head in found.records] == [head for content in contents for head, _ in content]
     for (offset, head), (_, store) in zip(found.records, [each for content in contents for each in content], strict=True):
@@ -222,7 +221,7 @@ def test_a_later_version_is_not_touched() -> None:
 
 
 def test_an_empty_file_is_nothing() -> None:
-    assert scan("file", b"") == record.Scan(None, (), ())
+    assert scan("file", b"") == record.Scan((), ())
 
 
 def test_the_search_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:

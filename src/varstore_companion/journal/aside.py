@@ -49,6 +49,10 @@ class Aside:
         try:
             self._disk.write(descriptor, data)
             self._disk.sync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                self._disk.unlink(new)
+            raise
         finally:
             self._disk.close(descriptor)
         self._disk.rename(new, self._folder / name)

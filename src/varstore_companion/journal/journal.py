@@ -72,6 +72,7 @@ class Journal:
         self._more = 0
         self._wake = trio.Event()
         self._can_tidy = False
+        self._has_complained = False
         self._not_usable: str | None = "it has not been opened"
         # On a disk that hangs neither must use up the threads that everything else needs.
         self._writing = trio.CapacityLimiter(1)
@@ -142,7 +143,7 @@ class Journal:
         head = record.store_head(self._sequence + 1, vm, at, store, replaces)
         live = self._live + self._more
         more = _room(head) - self._coming.get(vm, self._room_of(vm))
-        if live + more > self._total:
+        if more > 0 and live + more > self._total:
             raise JournalFullError(more=more, live=live, total=self._total)
         self._sequence += 1
         self._expect(head)
@@ -284,17 +285,20 @@ class Journal:
             else:
                 await self._in_thread(self._segments.remove_oldest)
                 del self._held[oldest.number]
+            self._has_complained = False
         except JournalError as error:
             # Tried again when the disk has taken something.
             self._can_tidy = False
-            log.warning("the journal keeps what it does not need any more: %s", error)
+            if not self._has_complained:
+                log.warning("the journal keeps what it does not need any more: %s", error)
+            self._has_complained = True
 
     async def _copy(self, segment: int) -> None:
         kept, size = [], 0
         for entry, place in self._index.values():
             if place.segment == segment and size < BATCH:
                 kept.append((entry, place))
-                size += entry.size
+                size += _room(_head(entry))
         results = await self._in_thread(partial(self._segments.copy, [(place, _head(entry)) for entry, place in kept]))
         for (entry, _), result in zip(kept, results, strict=True):
             if isinstance(result, JournalError):

@@ -46,7 +46,6 @@ class Segment:
     """A file of the journal. `size`: its bytes; `is_unreadable`: it is put aside whole when its turn comes."""
 
     number: int
-    segment_id: bytes
     size: int
     damages: tuple[Damage, ...] = ()
     is_unreadable: bool = False
@@ -55,6 +54,15 @@ class Segment:
     def name(self) -> str:
         """The file's name in the journal's folder."""
         return f"{self.number:08x}.segment"
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    """The segment that is being written; its id stays in memory only as long as that."""
+
+    segment: Segment
+    descriptor: int
+    segment_id: bytes
 
 
 class Segments:
@@ -70,7 +78,7 @@ class Segments:
         self._aside = Aside(folder / "damaged", disk)
         self._all: deque[Segment] = deque()
         self._next = 1
-        self._current: tuple[Segment, int] | None = None
+        self._current: _Current | None = None
         self._parent_is_synced = False
         self._has_reserve = False
         # What a failed write has left behind: bytes to cut each file back to, 0 to remove it.
@@ -126,14 +134,14 @@ class Segments:
             self._free_reserve()
 
     def _scan(self, number: int) -> tuple[Segment, Scan]:
-        segment = Segment(number, b"", 0)
+        segment = Segment(number, 0)
         path = self._path(segment)
         try:
             data = self._disk.read(path)
         except OSError as error:
             segment.is_unreadable = True
             damage = Damage(segment.name, 0, 0, f"the file cannot be read: {_reason(error)}")
-            return segment, Scan(None, (), (damage,))
+            return segment, Scan((), (damage,))
         try:
             scan = record.scan(segment.name, data)
         except UnknownVersionError as error:
@@ -144,7 +152,6 @@ class Segments:
             # Believed all the same, and soon copied: it may be all that there is.
             damage = Damage(segment.name, 0, 0, f"what it holds cannot be synced: {_reason(error)}")
             scan = replace(scan, damages=(damage, *scan.damages))
-        segment.segment_id = scan.segment_id or b""
         segment.size = len(data)
         segment.damages = scan.damages
         return segment, scan
@@ -171,19 +178,19 @@ class Segments:
 
     def _write(self, records: Sequence[tuple[Head, bytes]]) -> list[Place]:
         size = aligned(sum(head.room for head, _ in records), PAGE)
-        if self._current is not None and self._current[0].size + size > self._limit:
+        if self._current is not None and self._current.segment.size + size > self._limit:
             self.finish()
         if any(head.kind is Kind.STORE for head, _ in records):
             self._fill_reserve()
         if self._current is None:
             return self._begin(records)
-        segment, descriptor = self._current
-        batch, places = _batch(records, segment)
+        current, segment = self._current, self._current.segment
+        batch, places = _batch(records, current)
         path = self._path(segment)
         try:
-            self._disk.write(descriptor, batch)
-            self._disk.sync(descriptor)
-            self._confirm(descriptor, path)
+            self._disk.write(current.descriptor, batch)
+            self._disk.sync(current.descriptor)
+            self._confirm(current.descriptor, path)
         except OSError:
             self._failed(path, segment.size)
             raise
@@ -195,14 +202,14 @@ class Segments:
         self._make_folder()
         with suppress(OSError):
             self._take_back()
-        segment = Segment(self._next, os.urandom(record.ID_BYTES), PAGE)
+        segment = Segment(self._next, PAGE)
         self._next += 1
         path = self._path(segment)
-        batch, places = _batch(records, segment)
         descriptor = self._disk.create(path)
-        self._current = segment, descriptor
+        self._current = _Current(segment, descriptor, os.urandom(record.ID_BYTES))
+        batch, places = _batch(records, self._current)
         try:
-            self._disk.write(descriptor, record.segment_header(segment.segment_id) + batch)
+            self._disk.write(descriptor, record.segment_header(self._current.segment_id) + batch)
             self._disk.sync(descriptor)
             self._disk.sync_folder(self._folder)
             self._confirm(descriptor, path)
@@ -221,7 +228,7 @@ class Segments:
     def finish(self) -> None:
         """Write no more to the current segment."""
         if self._current is not None:
-            _, descriptor = self._current
+            descriptor = self._current.descriptor
             self._current = None
             # All that counts has been synced, or is reported as not written.
             with suppress(OSError):
@@ -265,21 +272,22 @@ class Segments:
 
     def copy(self, kept: Iterable[tuple[Place, Head]]) -> list[Place | Damage | JournalError]:
         """Write records of the oldest segment anew, durably; a `Damage` for each that the disk has lost."""
-        if self._current is not None and self._current[0] is self.oldest:
+        if self._current is not None and self._current.segment is self.oldest:
             self.finish()
         try:
             self._take_back()
         except OSError as error:
             raise self._error("what a failed write has left cannot be taken back", self._folder, error) from None
         found: list[tuple[Head, bytes] | Damage] = [self._take(place, head) for place, head in kept]
-        written = iter(self.write([each for each in found if not isinstance(each, Damage)]))
+        sound = [each for each in found if not isinstance(each, Damage)]
+        written = iter(self.write(sound) if sound else [])
         return [each if isinstance(each, Damage) else next(written) for each in found]
 
     def remove_oldest(self) -> None:
         """Remove the oldest segment, durably, when what is damaged in it has been put aside. Raises `JournalError`."""
         segment = self._all[0]
         path = self._path(segment)
-        if self._current is not None and self._current[0] is segment:
+        if self._current is not None and self._current.segment is segment:
             self.finish()
         try:
             self._take_back()
@@ -321,7 +329,8 @@ class Segments:
         if store is not None and head.matches(store):
             return head, store
         damage = Damage(path.name, place.offset, head.size, f"{head.about}: {reason}", head.vm)
-        self._all[0].damages += (damage,)
+        if damage not in self._all[0].damages:
+            self._all[0].damages += (damage,)
         return damage
 
     def _names(self) -> list[str]:
@@ -365,14 +374,14 @@ class Segments:
         return JournalError(what, where=os.fspath(error.filename or where), reason=_reason(error))
 
 
-def _batch(records: Sequence[tuple[Head, bytes]], segment: Segment) -> tuple[bytes, list[Place]]:
-    """The bytes of a batch at the end of a segment, and where each record comes to lie."""
+def _batch(records: Sequence[tuple[Head, bytes]], current: _Current) -> tuple[bytes, list[Place]]:
+    """The bytes of a batch at the end of the segment, and where each record comes to lie."""
     parts: list[bytes] = []
     places: list[Place] = []
-    offset = segment.size
+    offset = current.segment.size
     for head, store in records:
-        places.append(Place(segment.number, offset))
-        parts.append(record.encode(head, store, segment.segment_id, offset))
+        places.append(Place(current.segment.number, offset))
+        parts.append(record.encode(head, store, current.segment_id, offset))
         offset += head.room
     parts.append(bytes(aligned(offset, PAGE) - offset))
     return b"".join(parts), places
