@@ -1,6 +1,6 @@
 """The journal after a crash at every step of random runs: all acknowledged writes, nothing older, nothing invented.
 
-Invariants 6 and 9. `VARSTORE_COMPANION_CRASH_RUNS` is how many runs of each kind there are, 3 when it is not set.
+Invariants 6 and 9. `VARSTORE_COMPANION_CRASH_RUNS` is how many runs of each kind there are, 2 when it is not set.
 """
 
 import errno
@@ -21,12 +21,12 @@ from varstore_companion.errors import JournalError
 from varstore_companion.journal.entry import Entry, Recovered
 from varstore_companion.journal.journal import Journal, _head
 
-RUNS = int(os.environ.get("VARSTORE_COMPANION_CRASH_RUNS", "3"))
+RUNS = int(os.environ.get("VARSTORE_COMPANION_CRASH_RUNS", "2"))
 PARENT = Path("/state")
 FOLDER = PARENT / "journal"
 SEGMENT = 20_000
 VMS = [UUID(int=number) for number in range(1, 6)]
-CRASHES = (Crash.KILLED, Crash.LOST, *[Crash.TORN] * 4)
+CRASHES = (Crash.KILLED, Crash.LOST, *[Crash.TORN] * 3)
 
 
 @dataclass
@@ -139,8 +139,8 @@ def next_life(run: Run) -> Run:
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_nothing_acknowledged_is_lost_or_turned_back_by_a_crash_at_any_step(seed: int) -> None:
     run = Run(SimulatedDisk.new(PARENT), Oracle(), Random(seed))
-    run.live(60)
-    assert prove(run) > 500
+    run.live(50)
+    assert prove(run) > 400
     # The run has met everything that the journal does.
     assert {"create .segment", "unlink .segment", "sync .segment", "sync_folder journal", "make_folder journal"} <= run.steps
 
@@ -149,7 +149,7 @@ def test_nothing_acknowledged_is_lost_or_turned_back_by_a_crash_at_any_step(seed
 def test_nor_by_crashes_in_one_life_after_another(seed: int) -> None:
     run = Run(SimulatedDisk.new(PARENT), Oracle(), Random(1000 + seed))
     run.live(25)
-    for _ in range(8):
+    for _ in range(6):
         run = next_life(run)
         run.live(8)
         prove(run)
