@@ -17,7 +17,7 @@ PROGRAM = "varstore-companion"
 COMMANDS = {
     "inspect": "report on a store: state, missing certificates, findings, variables",
     "plan": "show what an update would do to a store or to a VM",
-    "apply": "write the updated store to another file",
+    "apply": "write the updated store to another file, or in place",
     "serve": "run the daemon",
     "attach": "have the daemon serve a VM's socket",
     "detach": "have the daemon stop serving a socket",
@@ -25,6 +25,9 @@ COMMANDS = {
     "status": "show what the daemon does, and what it knows of its VMs or of one",
     "mark": "have the daemon's toolstack mark a VM for an update at its next boot",
     "unmark": "have that mark taken back",
+    "backups": "list the stores that were kept before something replaced them",
+    "restore": "bring back a store that was kept, for a VM that is shut down",
+    "history": "show what was done to a VM's store",
     "stats": "show what the daemon has counted and timed, also for Prometheus",
     "log": "change what the running daemon logs",
     "reload": "have the daemon read manifest, certificates and headroom again",

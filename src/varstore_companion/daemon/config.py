@@ -13,9 +13,11 @@ from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
 from varstore_companion.paths import CONFIG, CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
 from varstore_companion.strict_toml import Table
+from varstore_companion.toolstack.remote import LATE_SECONDS
 
 FILE_LIMIT = 65_536
 TOOLSTACKS = ("embedded", "guard", "xapi")
+LONGEST_LATE_SECONDS = 3_600
 RELOADABLE = frozenset({"certificates", "auth_dir", "manifest", "headroom"})
 """The keys that a reload puts in force. The others say where things are that are open while the daemon runs."""
 
@@ -26,8 +28,9 @@ class Settings:
 
     `certificates`: a folder with more certificate bodies; `auth_dir`: where varstored's `.auth` files are; `manifest`: a file
     instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
-    manifest's; `xapi`: xapi's own socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers
-    xapi's clients, nowhere unless it is given.
+    manifest's; `late_seconds`: for how long a guard or xapi may still carry out a call that was given up; `xapi`: xapi's own
+    socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers xapi's clients, nowhere unless
+    it is given.
     """
 
     control: Path = CONTROL
@@ -38,6 +41,7 @@ class Settings:
     auth_dir: Path = VARSTORED_AUTH
     manifest: Path | None = None
     headroom: int | None = None
+    late_seconds: int = int(LATE_SECONDS)
     xapi_socket: Path | None = None
 
 
@@ -123,6 +127,10 @@ def _headroom(table: Table, key: str) -> int:
     return table.integer(key, DATA_LIMIT)
 
 
+def _late_seconds(table: Table, key: str) -> int:
+    return table.integer(key, LONGEST_LATE_SECONDS)
+
+
 _READERS: Mapping[str, Callable[[Table, str], object]] = {
     "control": _path,
     "state_dir": _path,
@@ -132,5 +140,6 @@ _READERS: Mapping[str, Callable[[Table, str], object]] = {
     "auth_dir": _path,
     "manifest": _path,
     "headroom": _headroom,
+    "late_seconds": _late_seconds,
     "xapi_socket": _path,
 }

@@ -14,6 +14,7 @@ import trio
 from varstore_companion.daemon import log as logs
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import Vm
@@ -53,6 +54,10 @@ class Operations(Protocol):
 
     def vm(self, uuid: UUID) -> Vm:
         """The daemon's side of a VM, attached or not."""
+
+    @property
+    def recovery(self) -> Recovery:
+        """Backups, histories and restores."""
 
 
 def peer_uid(stream: trio.SocketStream) -> int:
@@ -99,6 +104,8 @@ class Control:
                 if plan is None:
                     raise RequestRefusedError(ErrorCode.INVALID_ARGUMENT, f"VM {uuid} has no store yet: it has not booted")
                 return messages.PlanAnswer(json.dumps(describe_plan(plan)))
+            case messages.Restore() | messages.Backups() | messages.History():
+                return await operations.recovery.answer(request)
             case observing.Stats():
                 return observing.StatsAnswer(json.dumps({"metrics": operations.metrics()}))
             case observing.Log(level=level, logger=logger):

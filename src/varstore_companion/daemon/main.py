@@ -1,9 +1,7 @@
 """The daemon: composes toolstack, rules and sockets, and has the only nurseries."""
 
-import fcntl
 import logging
 import os
-import resource
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -15,15 +13,17 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, http_server, listen, metrics, rules, toolstacks
+from varstore_companion.daemon import attachments, http_server, journals, listen, metrics, process, rules, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.control import Control
+from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.metrics import Known
+from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import RequestRefusedError, too_many
@@ -33,6 +33,7 @@ from varstore_companion.daemon.vm_socket import VmSocket
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import History
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -45,8 +46,6 @@ XAPI_CONNECTIONS = 64
 """Connections of xapi's clients: each can hold a document of a quarter of a MiB, and keeps its place for two minutes."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
-DESCRIPTORS = 16_384
-"""What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
 
@@ -70,9 +69,13 @@ class Daemon:
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
         self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
+        # Those that serve a last request of a connection though their sockets are gone.
+        self._stopped: list[tuple[UUID, Acceptor]] = []
+        self.recovery = Recovery(host, self.vm, self._in_use)
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
         self._nursery: trio.Nursery | None = None
+        self._drainer: Drainer | None = None
         self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -81,7 +84,13 @@ class Daemon:
             self._nursery = nursery
             self._host.nursery = nursery
             nursery.start_soon(self._send_alerts, name="alerts")
+            await nursery.start(self._host.journal.run, name="journal")
+            self._drainer = self._host.drainer = Drainer(self.vm, nursery)
+            nursery.start_soon(self._host.history.write_all, name="history")
+            nursery.start_soon(self._host.backups.expire, self._host.now(), name="old backups")
             await self._bring_back()
+            for entry in self._host.journal.entries():
+                self._drainer.deliver(entry.vm)
             control = Control(self, _owners())
             self._control = Acceptor(
                 self._control_bound,
@@ -101,13 +110,14 @@ class Daemon:
             await trio.sleep_forever()
 
     async def stop(self) -> None:
-        """Accept nothing more; wait until each connection has finished its request and the alerts have been sent."""
+        """Accept nothing more; wait until each connection has finished its request, and alerts and histories are out."""
         acceptors = list(self._acceptors())
         for acceptor in acceptors:
             acceptor.stop()
         for acceptor in acceptors:
             await acceptor.emptied()
         self._host.end_alerts()
+        await self._host.history.finish()
         await self._alerts_sent.wait()
 
     @property
@@ -141,7 +151,7 @@ class Daemon:
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
                 self._serve(attachment, fresh=False)
-                there[1].stop()
+                self._stop(attachment.vm, there[1])
                 return False
             self._serve(attachment, fresh=True)
             try:
@@ -149,11 +159,16 @@ class Daemon:
             except OSError as error:
                 self._drop(attachment.path)
                 raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+        if self._drainer is not None:
+            self._drainer.wake(attachment.vm)
         log.info("vm=%s attached %s", attachment.vm, attachment.path)
         return False
 
     async def detach(self, path: Path) -> bool:
         """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`."""
+        there = self._sockets.get(path)
+        if there is not None and self._host.upstreams is not None:
+            await self.vm(there[0].vm).flush()
         async with self._changing:
             if path not in self._sockets:
                 return False
@@ -182,16 +197,16 @@ class Daemon:
             except ToolstackError as error:
                 if not sockets:
                     raise
-                told = {**_describe_vm(known), "error": str(error), "history": known.history.describe()}
+                told = {**_describe_vm(known), "error": str(error), "verdicts": known.verdicts.describe()}
                 return {"vm": str(vm), "sockets": sockets, **told}
             # Without the field nobody can have marked the VM: an old toolstack.
             updates = {"updates_at_boot": record.state is not None}
-            told = {**_describe_vm(known), **updates, "error": None, "history": known.history.describe()}
+            told = {**_describe_vm(known), **updates, "error": None, "verdicts": known.verdicts.describe()}
             return {"vm": str(vm), "sockets": sockets, **told}
         return {
             "version": __version__,
             "started_at": self._started_at,
-            "mode": "direct",
+            **journals.describe(self._host.journal, self._drainer),
             "toolstack": self._host.toolstack.name,
             "manifest": self._host.rules.name,
             "certificates": self._host.rules.origins(),
@@ -217,7 +232,7 @@ class Daemon:
     def _forget_reports(self, _rules: Rules) -> None:
         # Made with other rules; made anew at each VM's next boot or look.
         for vm in self._vms.values():
-            vm.report = None
+            vm.forget_report()
 
     # Sockets
 
@@ -278,13 +293,26 @@ class Daemon:
 
     def _drop(self, path: Path) -> Attachment:
         attachment, acceptor = self._sockets.pop(path)
-        acceptor.stop()
+        self._stop(attachment.vm, acceptor)
         acceptor.bound.unlink()
         if self._host.upstreams is not None:
             # A VM that migrates on its host has two sockets for a while, each with its own upstream.
             left = [other.upstream for other, _ in self._sockets.values() if other.vm == attachment.vm]
             self._host.upstreams.set_upstream(attachment.vm, left[-1] if left else None)
         return attachment
+
+    def _stop(self, vm: UUID, acceptor: Acceptor) -> None:
+        acceptor.stop()
+        self._stopped = [each for each in (*self._stopped, (vm, acceptor)) if each[1].connections]
+
+    def _in_use(self, vm: UUID) -> str | None:
+        """What shows that a VM may be running; None when nothing does."""
+        paths = [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
+        if paths:
+            return f"{', '.join(paths)} is attached: shut the VM down and detach it"
+        if any(each == vm and acceptor.connections for each, acceptor in self._stopped):
+            return "a request of its varstored is still being carried out"
+        return None
 
     def _confirm_upstream(self, attachment: Attachment) -> None:
         name = self._host.toolstack.name
@@ -300,6 +328,7 @@ class Daemon:
 def _describe_vm(vm: Vm) -> dict[str, object]:
     last = vm.last_update
     return {
+        "delivery": vm.mode.value,
         "report": vm.report,
         "field": vm.field,
         "last_verdict": vm.last_verdict,
@@ -330,18 +359,21 @@ async def opened(settings: Settings, source: Source | None = None) -> AsyncItera
 
     `source`: where a reload reads the settings again; without it they stay as they are. Raises `ConfigurationError`.
     """
-    with _locked(settings.state_dir):
+    with process.locked(settings.state_dir):
         found = rules.load(settings)
         for warning in found.warnings():
             log.warning("%s", warning)
         async with toolstacks.opened(settings, found.manifest) as chosen:
-            backups = Backups(settings.state_dir / "backups")
             stats = Stats()
-            host = Host(MeasuredToolstack(chosen.toolstack, stats), found, backups, time, chosen.upstreams, stats=stats)
+            toolstack = MeasuredToolstack(chosen.toolstack, stats)
+            backups, history = Backups(settings.state_dir / "backups"), History(settings.state_dir / "history")
+            journal = await journals.opened(settings.state_dir / "journal")
+            ledger = journals.opened_ledger(settings.state_dir / "ledger") if toolstack.late_seconds else None
+            host = Host(toolstack, found, backups, history, journal, time, chosen.upstreams, ledger=ledger, stats=stats)
             reloader = Reloader(host, source or Source.fixed(settings), settings)
             if chosen.derive is not None:
                 reloader.followers.append(chosen.derive.follow)
-            _make_folder(settings.control.parent, mode=0o755)
+            process.make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
                 control = sockets.enter_context(_listening(settings.control))
                 xapi = None
@@ -353,7 +385,7 @@ async def opened(settings: Settings, source: Source | None = None) -> AsyncItera
 
 async def serve(settings: Settings, source: Source) -> None:
     """Run the daemon until SIGTERM or SIGINT; at SIGHUP `source` is read again. Raises `ConfigurationError`, `OSError`."""
-    _raise_descriptor_limit()
+    process.raise_descriptor_limit()
     reasons: list[Exception] = []
     try:
         await _serve(settings, source)
@@ -384,35 +416,3 @@ async def _serve(settings: Settings, source: Source) -> None:
                 await daemon.stop()
             nursery.cancel_scope.cancel()
     log.info("stopped")
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder, which is made when it is missing. The lock goes with the process, however it ends."""
-    _make_folder(state_dir, mode=0o700)
-    try:
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{state_dir}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"{state_dir}: another daemon runs on this state folder") from None
-        yield
-    finally:
-        os.close(lock)
-
-
-def _make_folder(path: Path, mode: int) -> None:
-    try:
-        path.mkdir(mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -38,6 +38,11 @@ class MeasuredToolstack:
         """The toolstack's own name."""
         return self._inner.name
 
+    @property
+    def late_seconds(self) -> float:
+        """See `Toolstack.late_seconds`."""
+        return self._inner.late_seconds
+
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         with self._measured("read"):

@@ -19,6 +19,9 @@ COUNTERS = {
     "updates": "Updates of Secure Boot certificates made at boot.",
     "updates_failed": "Updates at boot that failed; the VM booted with its old store and stays marked.",
     "refused": "Writes refused because the bytes were not a store, or one that varstored would not load again.",
+    "journaled": "Writes acknowledged from the journal, because the toolstack could not take them.",
+    "delivered": "Journaled stores that the toolstack has taken since.",
+    "set_aside": "Journaled stores that must not be delivered any more, and are kept among the backups.",
     "secure_boot_failures": "Reports by varstored that a guest failed Secure Boot verification.",
     "connections_refused": "Connections refused because too many were open.",
     "alerts_dropped": "Alerts dropped because too many waited for the toolstack.",
@@ -64,6 +67,14 @@ def _gauges(host: Host, known: Known) -> Iterator[Metric]:
     yield "start_time_seconds", "gauge", "When the daemon was started, in seconds since the epoch.", [_one(known.started_at)]
     yield "attached_sockets", "gauge", "Sockets of VMs that are served.", [_one(known.attached)]
     yield "connections", "gauge", "Connections that are open, to all sockets.", [_one(known.connections)]
+    journal = host.journal
+    yield "journal_stores", "gauge", "Stores that wait in the journal for the toolstack.", [_one(journal.pending_count)]
+    yield "journal_bytes", "gauge", "Bytes of the stores that wait in the journal.", [_one(journal.bytes_live)]
+    oldest = min((entry.at for entry in journal.entries()), default=None)
+    waited = 0.0 if oldest is None else max(0.0, host.now() - oldest)
+    yield "journal_oldest_seconds", "gauge", "How long the oldest of them has waited.", [_one(waited)]
+    yield "journal_damaged", "gauge", "Places of the journal that were found damaged.", [_one(len(journal.damages))]
+    yield "journal_fsyncs_total", "counter", "Times that the journal synced a file or a folder.", [_one(journal.fsyncs)]
     missing = sum(each.sha256 not in host.rules.bodies for each in host.rules.required)
     yield "certificates_missing", "gauge", "Certificates of the manifest whose body no source has.", [_one(missing)]
     text = "When settings, manifest and certificates came into force, in seconds since the epoch."

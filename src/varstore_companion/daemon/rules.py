@@ -8,6 +8,7 @@ from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.trust.certificates import Bodies
 from varstore_companion.trust.manifest import Certificate, Manifest
+from varstore_companion.trust.plan import Plan, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class Rules:
     def required(self) -> tuple[Certificate, ...]:
         """Every certificate that an update may have to add, once."""
         return tuple({certificate: None for rule in self.manifest.rules for certificate in rule.required})
+
+    def plan(self, store: bytes) -> Plan:
+        """The update of a store by these rules, as `trust.plan.plan`."""
+        return plan(store, self.manifest, self.bodies, headroom=self.headroom)
 
     def warnings(self) -> Iterator[str]:
         """What an operator should know of them, as lines for the log."""

@@ -35,7 +35,7 @@ class Entry:
     count: int = 1
 
 
-class History:
+class Verdicts:
     """A ring of the last entries. The same again only counts, so that a guest's writes do not push out what is rare."""
 
     __slots__ = ("_entries",)
