@@ -90,6 +90,14 @@ def test_a_mark_and_what_becomes_of_it(run: Run, running: Daemon, vm: Vm) -> Non
     assert "certcheck saved  last update" in shown
 
 
+def test_a_guard_cannot_be_asked_for_a_mark(run: Run, tmp_path: Path) -> None:
+    with daemon(tmp_path, "--toolstack", "guard") as running:
+        vm, control = uuid4(), ("--control", running.control)
+        run("attach", "--vm", vm, "--socket", tmp_path / "vm.sock", "--upstream", tmp_path / "guard.sock", *control)
+        run("mark", "--vm", vm, *control).fails("ask xapi", code=1)
+        run("unmark", "--vm", vm, *control).fails("ask xapi", code=1)
+
+
 def test_a_vm_on_two_sockets_is_one_row(run: Run, running: Daemon, vm: Vm, tmp_path: Path) -> None:
     control = ("--control", running.control)
     run("attach", "--vm", vm.uuid, "--socket", tmp_path / "other.sock", *control)

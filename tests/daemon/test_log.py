@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -75,10 +76,10 @@ def test_no_line_of_a_traceback_can_be_taken_for_another_record() -> None:
     lines = log.OneLine().format(record(logging.ERROR, "met a bug", error)).split("\n")
     assert lines[0] == "ERROR vm=1234 met a bug"
     assert len(lines) > 3
-    assert all(line.startswith("  ") and line.isprintable() for line in lines[1:])
+    assert all(line.startswith("| ") and line.isprintable() for line in lines[1:])
     lines = log.ForJournal().format(record(logging.ERROR, "met a bug", error)).split("\n")
     assert lines[0] == "<3>vm=1234 met a bug"
-    assert all(line.startswith("<3>  ") and line.isprintable() for line in lines[1:])
+    assert all(line.startswith("<3>| ") and line.isprintable() for line in lines[1:])
 
 
 @pytest.mark.parametrize("text", [b64encode(bytes(range(256)) * 300).decode(), bytes(range(256)).hex(), "A" * 97])
@@ -117,6 +118,20 @@ def test_no_variable_or_no_descriptor_is_no_journal() -> None:
     assert not log.is_journal(sys.stderr, {})
     assert not log.is_journal(sys.__stderr__ or sys.stderr, {"JOURNAL_STREAM": "nonsense"})
     assert not log.is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})
+
+
+@pytest.mark.parametrize("name", ["journal", "other"])
+def test_an_older_systemds_journal_is_told_by_its_socket(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "JOURNAL", str(tmp_path / "journal"))
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as stream:
+        listener.bind(str(tmp_path / name))
+        listener.listen()
+        stream.connect(str(tmp_path / name))
+        with stream.makefile("w") as text:
+            assert log.is_journal(text, {}) is (name == "journal")
+        # It was only looked at.
+        assert stream.fileno() >= 0
+        stream.sendall(b"x")
 
 
 def test_levels_are_changed_and_given_back(root: logging.Logger) -> None:

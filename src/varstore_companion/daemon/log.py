@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from typing import IO
 
@@ -13,6 +14,9 @@ log = logging.getLogger(__name__)
 ROOT = "varstore_companion"
 LINE = 2_000
 """Characters of a line that are kept: longer than any the daemon writes, shorter than a store."""
+
+JOURNAL = "/run/systemd/journal/stdout"
+"""journald's socket for standard output and error (systemd-journald.service(8))."""
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
@@ -30,7 +34,7 @@ LEVELS: Mapping[str, int] = {
 class OneLine(logging.Formatter):
     """A record is one line, whatever a guest or a toolstack put into its text, without what may be part of a store.
 
-    The lines of a traceback of ours follow it, indented, so that none of them can be taken for a line of the log.
+    The lines of a traceback of ours follow it, each behind a bar, so that none of them can be taken for a line of the log.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the standard library's name
@@ -40,7 +44,7 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, and what follows it."""
         line, *following = super().format(record).split("\n")
-        return "\n".join([line, *(f"  {clean(each)}" for each in following)])
+        return "\n".join([line, *(f"| {clean(each)}" for each in following)])
 
 
 class ForJournal(OneLine):
@@ -62,12 +66,19 @@ def clean(text: str) -> str:
 
 
 def is_journal(stream: IO[str], environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether what is written to `stream` goes to the journal (systemd.exec(5), `JOURNAL_STREAM`)."""
+    """Whether what is written to `stream` goes to the journal.
+
+    By `JOURNAL_STREAM` (systemd.exec(5)), or by whose socket it is: systemd before 231 does not set that.
+    """
     try:
-        status = os.fstat(stream.fileno())
+        number = stream.fileno()
+        status = os.fstat(number)
+        if environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+            return True
+        with socket.socket(fileno=os.dup(number)) as peer:
+            return bool(peer.getpeername() == JOURNAL)
     except (OSError, ValueError):
         return False
-    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def begin(stream: IO[str]) -> None:
