@@ -214,7 +214,7 @@ async def test_a_framed_boot_is_a_boot_whenever_it_is_asked_for(place: Place) ->
 async def test_attaching_the_same_again_allows_nothing_more(place: Place) -> None:
     machine = await marked(place)
     await varstored(machine).read()
-    attachment = place.daemon._sockets[machine.path][0]
+    attachment = place.daemon._sockets.served[machine.path][0]
     assert await place.daemon.attach(attachment)
     await never_updates(place, machine)
 

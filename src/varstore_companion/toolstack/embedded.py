@@ -43,6 +43,10 @@ class EmbeddedToolstack:
         """As in `serve --toolstack`."""
         return "embedded"
 
+    def has_field(self, vm: UUID) -> bool | None:  # noqa: ARG002  every VM has
+        """See `Toolstack.has_field`."""
+        return True
+
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         return await self.reading(partial(self._database.read, vm))

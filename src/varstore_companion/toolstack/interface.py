@@ -42,6 +42,9 @@ class Toolstack(Protocol):
     def name(self) -> str:
         """The adapter's name as in `serve --toolstack`."""
 
+    def has_field(self, vm: UUID) -> bool | None:
+        """Whether the VM has the field, None as long as nobody has asked. Without it nothing is updated at a boot."""
+
     async def read(self, vm: UUID) -> VmRecord:
         """Read the VM's store and field together (xapi: `VM.get_NVRAM`, `VM.get_secureboot_certificates_state`)."""
 
