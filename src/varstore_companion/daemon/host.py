@@ -1,13 +1,14 @@
 """What all VMs of the daemon share."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
@@ -43,6 +44,7 @@ class Host:
     upstreams: Upstreams | None = None
     nursery: trio.Nursery | None = None
     stats: Stats = field(default_factory=Stats)
+    told: alerts.Told = field(default_factory=alerts.Told)
     _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(
         default_factory=lambda: trio.open_memory_channel[tuple[UUID, Alert]](ALERTS_WAITING)
     )
@@ -54,6 +56,13 @@ class Host:
         except (trio.WouldBlock, trio.ClosedResourceError):
             self.stats.alerts_dropped += 1
             log.warning("vm=%s alert %s dropped: %d wait already, or the daemon stops", vm, alert.name, ALERTS_WAITING)
+
+    def store_is_damaged(self, vm: UUID, reasons: Sequence[str]) -> None:
+        """Have the operator told of a damaged store, once for each VM and finding."""
+        alert = alerts.store_damaged(vm, reasons)
+        if self.told.is_news(vm, alert.body):
+            log.warning("vm=%s %s", vm, alert.body)
+            self.alert(vm, alert)
 
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""

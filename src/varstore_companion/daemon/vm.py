@@ -7,6 +7,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.daemon.writer import READ_BACK_SECONDS, Writer
 from varstore_companion.efi.names import printable
@@ -21,7 +22,7 @@ from varstore_companion.errors import (
     ToolstackUnclearError,
     UnknownVersionError,
 )
-from varstore_companion.toolstack.interface import Alert, VmRecord
+from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.check import State, check
 from varstore_companion.trust.describe import describe_plan
 from varstore_companion.trust.plan import Plan, plan
@@ -44,12 +45,6 @@ DECISIONS = 4
 """How often a boot or a write is decided anew because somebody else changed the store meanwhile."""
 SB_FAILURE_SECONDS = 60.0
 """At least between two alerts of one VM about Secure Boot: a guest must not fill the operator's list."""
-
-UPDATED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED"
-UPDATE_FAILED = "VM_SECURE_BOOT_CERTIFICATES_UPDATE_FAILED"
-SECURE_BOOT_FAILED = "VM_SECURE_BOOT_FAILED"
-SECURE_BOOT_FAILED_TEXT = "The VM failed to pass Secure Boot verification."
-"""varstored's own words, with which the alert begins."""
 
 
 class BootOutcome(Enum):
@@ -202,12 +197,11 @@ class Vm:
         before, now = self._alerted, trio.current_time()
         if now - before < SB_FAILURE_SECONDS:
             return
-        body = SECURE_BOOT_FAILED_TEXT + (f" {printable(detail)}" if detail else "")
         self._alerted = now
         delivered = False
         try:
             with trio.move_on_after(ALERT_SECONDS):
-                await self._host.toolstack.alert(self.uuid, Alert(SECURE_BOOT_FAILED, 5, body))
+                await self._host.toolstack.alert(self.uuid, alerts.secure_boot_failed(detail))
                 delivered = True
         finally:
             if not delivered:
@@ -282,11 +276,10 @@ class Vm:
             self._remember(BootOutcome.NOTHING_TO_DO, None)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
-        changes = ", ".join(f"{change.action} {change.certificate.subject} in {change.variable}" for change in planned.changes)
+        changes = alerts.describe_changes(planned)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self.uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
-        body = f"VM {self.uuid}: its Secure Boot certificates were updated at boot: {changes}. PCR 7 changes with them."
-        self._host.alert(self.uuid, Alert(UPDATED, 4, body))
+        self._host.alert(self.uuid, alerts.updated(self.uuid, planned))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
 
     async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> None:
@@ -301,11 +294,7 @@ class Vm:
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self.uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
-        body = (
-            f"VM {self.uuid}: its Secure Boot certificates were not updated at boot, which goes on with the old ones: "
-            f"{reason}. The VM stays marked for an update at its next boot."
-        )
-        self._host.alert(self.uuid, Alert(UPDATE_FAILED, 3, body))
+        self._host.alert(self.uuid, alerts.update_failed(self.uuid, reason))
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
     async def _tell_the_truth(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
@@ -375,6 +364,8 @@ class Vm:
             try:
                 report = check(record.store, self._host.manifest)
                 self.report = report.state
+                if report.state is State.DAMAGED:
+                    self._host.store_is_damaged(self.uuid, report.reasons)
                 if report.outline is not None and report.outline.damage is None:
                     keys = read_keys(report.outline, None if self._known is None else self._known.keys)
             except Exception:
