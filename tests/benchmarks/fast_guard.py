@@ -1,4 +1,4 @@
-"""Guards that cost next to nothing: they find what they need in a request's bytes, and answer one connection after the other."""
+"""Guards that cost next to nothing: they find what they need in a request's bytes, and answer one connection at a time."""
 
 import os
 import re

@@ -5,7 +5,6 @@ so that it is not what is measured; the same one is the yardstick, spoken to wit
 """
 
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -14,16 +13,16 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from uuid import UUID
 
 import trio
 
 from benchmarks import stores
-from benchmarks.harness import Effort, Figure, interleaved, ratio
+from benchmarks.harness import Effort, Figure, UnavailableError, interleaved, ratio
 from benchmarks.processes import server
-from support.stock import GET_BY_UUID, LOGOUT, SET, S, V, login, request
+from support.stock import GET, GET_BY_UUID, LOGOUT, SET, S, V, login, request
 from varstore_companion.cli.client import control
 from varstore_companion.wire.messages import Attach
 
@@ -32,33 +31,45 @@ ELAPSED_TARGET = 3.0
 LATENCY_TARGET = 250.0
 RATE = 2.0
 """Writes a second that varstored allows its guest."""
-WRITES = 10
-"""In a row, for one measurement of CPU time: the system counts it in hundredths of a second."""
+WRITES = 20
+"""In a row, for one measurement of CPU time."""
 
 
 def figures(effort: Effort) -> Iterator[Figure]:
-    """The daemon's processor time and the elapsed time of one write; the times of many at once."""
+    """The daemon's processor time and the elapsed time of one write; how long a write takes while all VMs write."""
     vms = effort.writers
-    with _between(vms) as (daemon, folder):
+    with _between(vms) as (daemon, guards, folder):
         yield from _one(daemon, folder, effort)
-        with _apart(daemon):
+        with _apart(daemon, guards):
             times = trio.run(_many, folder, vms, effort.seconds)
-        yield Figure("guard-many", f"the slowest of a hundred, {vms} VMs at {RATE:g} writes a second each", times, "ms", LATENCY_TARGET)
+        p99 = statistics.quantiles(times, n=100, method="inclusive")[98] * 1e3
+        yield Figure("guard-many", f"99 of 100 writes, {vms} VMs with {RATE:g} a second each", (p99,), "ms", LATENCY_TARGET)
 
 
 @contextmanager
-def _between(vms: int) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """A daemon before a guard for each VM."""
+def _between(vms: int) -> Iterator[tuple["subprocess.Popen[bytes]", "subprocess.Popen[bytes]", Path]]:
+    """A daemon, and a guard for each VM."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with server("guards", name, str(vms)), server("guarded", name) as daemon, control(folder / "control") as client:
+        with (
+            server("guards", name, str(vms)) as guards,
+            server("guarded", name) as daemon,
+            control(folder / "control") as client,
+        ):
             for number in range(vms):
-                client.call(Attach(vm_of(number), bytes(folder / f"vm-{number}"), upstream=bytes(folder / f"guard-{number}")))
-            yield daemon, folder
+                upstream = bytes(folder / f"guard-{number}")
+                client.call(Attach(_vm(number), bytes(folder / f"vm-{number}"), upstream=upstream, resume=True))
+                # As each varstored does at its start.
+                assert b"Success" in _call(folder / f"vm-{number}", request(GET, S, V))
+            yield daemon, guards, folder
+
+
+# One write
 
 
 def _one(daemon: "subprocess.Popen[bytes]", folder: Path, effort: Effort) -> Iterator[Figure]:
-    writes = cycle([_write(vm_of(0), blob) for blob in (stores.store(), stores.store_with_boot_entry())])
+    # The guest changes a boot entry back and forth: the keys stay, the bytes do not.
+    writes = cycle(_write(blob) for blob in (stores.store(), stores.store_with_boot_entry()))
 
     def exchange(path: Path) -> Callable[[], float]:
         def measure() -> float:
@@ -70,20 +81,23 @@ def _one(daemon: "subprocess.Popen[bytes]", folder: Path, effort: Effort) -> Ite
         return measure
 
     through, straight = exchange(folder / "vm-0"), exchange(folder / "guard-0")
-    cpu = []
-    for _ in range(effort.processes + 1):
-        before = _cpu(daemon.pid)
+    assert b"DUMMYVM" in _call(folder / "vm-0", request(GET_BY_UUID, S, str(_vm(0))))
+
+    def cpu() -> float:
+        before = _cpu_seconds(daemon.pid)
         for _ in range(WRITES):
             through()
-        cpu.append((_cpu(daemon.pid) - before) / WRITES * 1e3)
-    yield Figure("guard-cpu", "CPU of the daemon for a write of varstored's through it to a guard", tuple(cpu[1:]), "ms", CPU_TARGET)
+        return (_cpu_seconds(daemon.pid) - before) / WRITES * 1e3
+
+    taken = tuple(islice(iter(cpu, None), 1, effort.processes + 1))
+    yield Figure("guard-cpu", "CPU of the daemon, a varstored's write through it to a guard", taken, "ms", CPU_TARGET)
     rounds = interleaved(effort.exchanges, through, straight)
-    yield ratio("guard-elapsed", "the same write, elapsed", rounds, "the same without the daemon between", ELAPSED_TARGET)
+    yield ratio("guard-elapsed", "the same write, elapsed", rounds, "without the daemon between", ELAPSED_TARGET)
 
 
-def _write(vm: UUID, blob: bytes) -> list[bytes]:
-    """The connections of a varstored's write; the look for its VM is made with the first one only, and counts here each time."""
-    return [login(), request(GET_BY_UUID, S, str(vm)), request(SET, S, V, b64encode(blob).decode()), request(LOGOUT, S)]
+def _write(blob: bytes) -> tuple[bytes, ...]:
+    """What a varstored sends for a write, each on a connection of its own; it has looked for its VM at its first."""
+    return login(), request(SET, S, V, b64encode(blob).decode()), request(LOGOUT, S)
 
 
 def _call(path: Path, sent: bytes) -> bytes:
@@ -97,11 +111,65 @@ def _call(path: Path, sent: bytes) -> bytes:
         return answer
 
 
-def vm_of(number: int) -> UUID:
-    """The VM behind that guard."""
+def _vm(number: int) -> UUID:
     return UUID(int=number + 1)
 
 
-def _cpu(pid: int) -> float:
-    """Seconds on a processor so far, of all threads."""
-    return sum(int(each.read_text().split()[0]) for each in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+def _threads(pid: int) -> list[int]:
+    return [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Seconds on a processor so far, of all threads: the kernel counts them to the nanosecond here."""
+    return sum(int(Path(f"/proc/{pid}/task/{each}/schedstat").read_text().split()[0]) for each in _threads(pid)) / 1e9
+
+
+# Many at once
+
+
+@contextmanager
+def _apart(daemon: "subprocess.Popen[bytes]", guards: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """The daemon on one processor, this process and the guards on another."""
+    processors = os.sched_getaffinity(0)
+    if len(processors) < 2:
+        raise UnavailableError("there is one processor, and the daemon has to have it for itself")
+    its, ours, *_ = sorted(processors)
+    for thread in _threads(daemon.pid):
+        os.sched_setaffinity(thread, {its})
+    for pid in (0, guards.pid):
+        os.sched_setaffinity(pid, {ours})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+async def _many(folder: Path, vms: int, seconds: float) -> list[float]:
+    """How long each write took, from when it was due; the VMs begin one after the other. Any error ends it."""
+    times: list[float] = []
+    writes = [_write(blob) for blob in (stores.store(), stores.store_with_boot_entry())]
+    begun = trio.current_time()
+
+    async def write(number: int) -> None:
+        path = os.fspath(folder / f"vm-{number}")
+        for turn in range(round(seconds * RATE)):
+            due = begun + (turn + number / vms) / RATE
+            await trio.sleep_until(due)
+            for each in writes[turn % 2]:
+                await _call_many(path, each)
+            times.append(trio.current_time() - due)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(vms):
+            nursery.start_soon(write, number)
+    return times
+
+
+async def _call_many(path: str, sent: bytes) -> None:
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as connection:
+        await connection.connect(path)
+        await trio.SocketStream(connection).send_all(sent)
+        answer = b""
+        while data := await connection.recv(65_536):
+            answer += data
+        assert b"Success" in answer, answer

@@ -93,6 +93,14 @@ async def test_behind_an_old_guard_nothing_is_updated_and_status_says_so(place: 
     assert (answer.store, answer.outcome) == (old, Outcome.NOT_ASKED)
     status = await place.daemon.status(machine.vm)
     assert (status["field"], status["updates_at_boot"], status["report"]) == (None, False, "update_available")
+    other, _, _ = await place.machine(old, AVAILABLE)
+    assert {each["vm"]: each["updates_at_boot"] for each in place.daemon.listed()} == {
+        str(machine.vm): False,
+        str(other.vm): None,  # nobody has asked
+    }
+    assert (await place.daemon.status(None))["without_updates_at_boot"] == 1
+    assert (await place.daemon.status(other.vm))["updates_at_boot"] is True
+    assert (await place.daemon.status(None))["without_updates_at_boot"] == 1
     await machine.put(written("ms2011", 1))
     assert guard.model.updates == [None]
 

@@ -276,3 +276,15 @@ async def test_many_boots_at_once_each_update_their_own(place: Place) -> None:
                 nursery.start_soon(varstored(machine).read)
     assert {place.record(machine).store for machine in machines} == {updated(scene(OLD).blob)}
     assert len(place.toolstack.writes) == len(machines)
+
+
+async def test_whether_a_boot_is_to_come_is_shown(place: Place) -> None:
+    machine = await marked(place)
+
+    async def shown() -> tuple[object, object]:
+        (listed,) = place.daemon.listed()
+        return listed["boot_left"], (await place.daemon.status(machine.vm))["boot_left"]
+
+    assert await shown() == (True, [str(machine.path)])
+    await varstored(machine).read()
+    assert await shown() == (False, [])
