@@ -391,6 +391,31 @@ async def test_a_path_that_somebody_removed_is_made_again_before_its_guard(place
     assert await Varstored(machine.path, machine.vm).read() == OLD
 
 
+async def test_a_vm_whose_folder_is_gone_is_detached(place: Place) -> None:
+    folder = place.folder / "domain"
+    folder.mkdir()
+    guard, server = place.guard(OLD, AVAILABLE)
+    path = server.path.rename(folder / "vm")
+    assert not await place.daemon.attach(interposed(guard.model.uuid, path, resume=False))
+    for each in folder.iterdir():
+        each.unlink()
+    folder.rmdir()
+    assert await place.daemon.detach(path)
+    assert not await place.daemon.detach(path)
+    assert place.daemon.listed() == []
+
+
+async def test_one_that_waits_for_its_guard_is_detached(tmp_path: Path, nursery: trio.Nursery) -> None:
+    place = Place(tmp_path, nursery)
+    path = tmp_path / "vm"
+    attachments.save(place.saved, [interposed(uuid4(), path, resume=False)])
+    await nursery.start(place.daemon.run)
+    assert names(place) == {beside(path).name}
+    assert await place.daemon.detach(path)
+    assert names(place) == set()
+    nursery.cancel_scope.cancel()
+
+
 # Daemons that restart
 
 

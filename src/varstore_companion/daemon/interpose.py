@@ -148,11 +148,18 @@ def give_back(path: Path, bound: Bound | None) -> bool:
     `ConfigurationError`.
     """
     name, aside = path.name, beside(path).name
+    if not os.path.lexists(path.parent):
+        # The domain is gone, and its folder with it.
+        return bound is not None
     folder = _open_folder(path)
     try:
         with _named(path):
             there, put_aside = _look(folder, name), _look(folder, aside)
-            is_ours = bound is not None and there.identity == (bound.device, bound.inode)
+            ours = None if bound is None else (bound.device, bound.inode)
+            is_ours = bound is not None and there.identity == ours
+            if bound is not None and put_aside.identity == ours:
+                os.unlink(aside, dir_fd=folder)
+                return True
             if not put_aside.is_socket:
                 if is_ours:
                     os.unlink(name, dir_fd=folder)
