@@ -416,6 +416,29 @@ async def test_one_that_waits_for_its_guard_is_detached(tmp_path: Path, nursery:
     nursery.cancel_scope.cancel()
 
 
+async def test_without_descriptors_a_guard_that_restarts_is_taken_over_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    server.stop()
+    await wait_all_tasks_blocked()
+    await place.nursery.start(server.run)
+    theirs = inode(machine.path)
+    for call in ("open", "chmod", "rename"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os if call != "chmod" else Path, call, _no_room)
+            await look(place)
+        assert inode(machine.path) == theirs
+    assert any("Too many open files" in line for line in caplog.messages)
+    await look(place)
+    assert inode(beside(machine.path)) == theirs
+    assert (await machine.boot()).store == OLD
+
+
+def _no_room(*_given: object, **_named: object) -> None:
+    raise OSError(24, "Too many open files")
+
+
 # Daemons that restart
 
 

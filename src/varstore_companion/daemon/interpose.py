@@ -125,9 +125,11 @@ def prepare(path: Path, ours: Collection[tuple[int, int]], *, returning: bool = 
     Raises `ConfigurationError`, with nothing changed, for a path without a guard, and for one that is no socket or ours.
     """
     name, aside = path.name, beside(path).name
-    folder = _open_folder(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _named(path):
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = -1
     try:
+        folder = _open_folder(path)
         with _named(path):
             how, access = _how(path, _look(folder, name), _look(folder, aside), ours, returning=returning)
             if how in (How.EXCHANGE, How.WAIT):
@@ -136,7 +138,8 @@ def prepare(path: Path, ours: Collection[tuple[int, int]], *, returning: bool = 
                 at, status = make(folder, listener, aside, access)
     except BaseException:
         listener.close()
-        os.close(folder)
+        if folder >= 0:
+            os.close(folder)
         raise
     return Taking(folder, Bound(listener, path, status.st_dev, status.st_ino), at, how, access)
 

@@ -258,7 +258,7 @@ class Sockets:
 
     def _identities(self) -> frozenset[tuple[int, int]]:
         """Device and inode of every socket that is served here."""
-        bounds = [*self._others, *(each.bound for each in self.acceptors())]
+        bounds = [*self._others, *(each.acceptor.bound for each in self.served.values())]
         return frozenset((bound.device, bound.inode) for bound in bounds)
 
     def _confirm_upstream(self, attachment: Attachment) -> None:
