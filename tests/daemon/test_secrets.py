@@ -202,7 +202,6 @@ async def test_from_an_unmodified_varstored(place: Place, written: list[str]) ->
             await varstored.call(method, *parameters)
         except Failed as error:
             refused.append(error)
-    place.host.journal._total = 0
     place.toolstack.fail_next("write", upstream("xapi"), upstream("guard"))
     with pytest.raises(Failed):
         await varstored.write(planted("ms2011", 3))
