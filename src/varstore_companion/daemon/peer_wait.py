@@ -4,13 +4,20 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from varstore_companion.daemon.limits import Share
+
 
 class PeerWait:
-    """What a connection waits with. `stopped`: the daemon stops, and nothing is waited for any more."""
+    """What a connection waits with. `stopped`: the daemon stops, and nothing is waited for any more.
 
-    __slots__ = ("_scope", "stopped")
+    `share`: of the bytes that may be in flight; None where nobody is counted.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_held", "_scope", "_share", "stopped")
+
+    def __init__(self, share: Share | None = None) -> None:
+        self._share = share
+        self._held = 0
         self._scope: trio.CancelScope | None = None
         self.stopped = False
 
@@ -28,7 +35,17 @@ class PeerWait:
         self._scope = trio.CancelScope(deadline=deadline)
         try:
             with self._scope:
+                if self._share is not None:
+                    await self._share.room(self)
                 data = bytes(await receive())
         finally:
             self._scope = None
+        if data:
+            self.holds(self._held + len(data))
         return data
+
+    def holds(self, size: int) -> None:
+        """So many bytes of what came are not carried out yet; 0 at the connection's end, too."""
+        self._held = size
+        if self._share is not None:
+            self._share.holds(self, size)
