@@ -219,6 +219,17 @@ async def test_the_bound(folder: Path) -> None:
         await journal.append(vm(10), b"", (), 0.0)
 
 
+async def test_over_a_bound_that_was_lowered_what_waits_can_be_superseded(folder: Path) -> None:
+    async with running(folder) as journal:
+        for number in range(4):
+            await journal.append(vm(number), bytes(32_000), (), 0.0)
+    async with running(folder, total=2 * 32_768) as journal:
+        assert journal.bytes_live == 4 * 32_768
+        await journal.append(vm(1), bytes(32_000), (), 1.0)
+        with pytest.raises(JournalFullError):
+            await journal.append(vm(1), bytes(33_000), (), 1.0)
+
+
 async def test_what_waits_to_be_written_counts(folder: Path) -> None:
     refused = 0
 
