@@ -464,8 +464,8 @@ static enum vsc_result exchange(struct vsc_client *client, struct request *reque
         return broken(client, VSC_BAD_FRAME, "an answer to a request that was not sent");
     if (error_of != 0 && client->error.code != VSC_UNCLEAR)
         request->maybe_done = maybe_before;
-    /* Only a store must not be overtaken by the next request. */
-    if (client->pending_id != 0 && client->pending_type != PUT_STORE)
+    /* Nothing may follow half a frame; and of what is waited for, only a store must not be overtaken by the next request. */
+    if (failed != 0 || (client->pending_id != 0 && client->pending_type != PUT_STORE))
         vsc_close(client);
     return result;
 }
@@ -477,10 +477,10 @@ static enum vsc_result settle(struct vsc_client *client, int64_t deadline)
     uint64_t error_of;
     enum vsc_result result = receive_answer(client, &PUT_STORE_ANSWER, deadline, values, &error_of);
 
-    if (error_of != 0)
-        return VSC_OK;
-    /* An error that ended the connection was the older request's. */
-    return result == VSC_REFUSED ? VSC_UNAVAILABLE : result;
+    /* An error was the older request's; it may have ended the connection. */
+    if (result == VSC_REFUSED || error_of != 0)
+        return client->fd < 0 ? VSC_UNAVAILABLE : VSC_OK;
+    return result;
 }
 
 static enum vsc_result greet(struct vsc_client *client, int64_t deadline)

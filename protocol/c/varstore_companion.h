@@ -67,7 +67,7 @@ enum vsc_durable { VSC_DURABLE_TOOLSTACK = 1, VSC_DURABLE_JOURNAL = 2 };
 
 /* Why the last call failed; all zero after one that did not. */
 struct vsc_error {
-    uint16_t code;                /* enum vsc_code, or one of a later list; 0: the server said nothing */
+    uint16_t code;                /* enum vsc_code, or one of a later list; 0: the server said nothing, or 0 */
     bool try_again;               /* what the server said with it */
     bool maybe_done;              /* the request may have been carried out all the same */
     int system_error;             /* errno of what failed on this side, ECONNRESET for a connection that ended; or 0 */

@@ -62,7 +62,21 @@ class Client:
             self._stream.socket.close()
         self._listener.close()
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def end_of_input(self) -> None:
+        """Tell it that there is nothing more."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def finish(self) -> None:
+        """After the end of its input it has to end with 0."""
+        self.end_of_input()
+        code = self._process.wait(SECONDS)
+        expect(code == 0, f"the client ended with {code}")
 
     def say(self, line: str) -> None:
         """Tell it what to ask."""
@@ -209,7 +223,9 @@ def client_cases() -> Iterator[tuple[str, list[Turn]]]:
         if case["to"] != "client" or case["socket"] != "vm" or case["message"] not in {*DRIVEN, "ERROR"}:
             continue
         data = bytes.fromhex(case["hex"])
-        asked = [samples["PUT_STORE"], samples["GET_STORE"]] if case["form"] == "error" else [samples[case["message"]]]
+        asked = [
+            samples[name] for name in (("HELLO", "GET_STORE", "PUT_STORE") if case["form"] == "error" else (case["message"],))
+        ]
         if case["message"] == "PING":
             # Data comes back as it was sent.
             asked = [Frame("PING", "request", 2, parse(data).fields)]
