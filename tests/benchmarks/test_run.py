@@ -19,6 +19,8 @@ FIGURES = {
     "verdict-boot-entry": "x",
     "verdict-db": "x",
     "put": "x",
+    "c-put-p50": "x",
+    "c-put-p99": "x",
     "certcheck-avoided": "x",
     "upgrade": "s",
     "certcheck-wall": "x",

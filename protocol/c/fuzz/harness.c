@@ -1,9 +1,9 @@
 /* One run of the client against a server that sends what the input says; the system calls below the client are played here.
  *
  * Input: a byte with the number of calls (1 to 4, less one, in its low two bits) and the server's manner in the others, that
- * many bytes that name calls, 2 bytes that seed the sizes of pieces, then for each connection 2 bytes of length (with bit 15: the
- * server sends zeros behind it without end) and what the server sends on it, HELLO's answer left out unless the manner says
- * otherwise. After the last connection nobody listens.
+ * many bytes that name calls, 2 bytes that seed the sizes of pieces, then for each connection 2 bytes of length (with bit 15:
+ * the server sends zeros behind it without end) and what the server sends on it, HELLO's answer left out unless the manner
+ * says otherwise. After the last connection nobody listens.
  *
  * Anything wrong ends the process: a sanitizer's finding, or one of the rules under FAIL below.
  */
@@ -203,7 +203,8 @@ static ssize_t play_sendmsg(int fd, const struct msghdr *message, int flags)
                 play.head[play.frame_sent] = bytes[at];
             if (++play.frame_sent == HEADER_BYTES) {
                 play.frame_size = HEADER_BYTES + (size_t)load(play.head + 12, 4);
-                if (memcmp(play.head, "VSCP\1", 6) != 0 || load(play.head + 8, 4) == 0 || play.frame_size > 135168 + HEADER_BYTES)
+                if (memcmp(play.head, "VSCP\1", 6) != 0 || load(play.head + 8, 4) == 0 ||
+                    play.frame_size > 135168 + HEADER_BYTES)
                     FAIL("a frame that is not one was sent");
             }
             if (play.frame_sent == play.frame_size) {
@@ -328,7 +329,8 @@ static void check(enum vsc_result result, uint16_t type, int64_t began)
         FAIL("an error of a call that did not fail");
     if (result == VSC_UNAVAILABLE && play.is_put_dropped && !is_told())
         FAIL("a store was given up by closing: a newer one may overtake it");
-    if (result == VSC_OK && type != HELLO && (load(client.buffer + 6, 2) != (type | ANSWER) || load(client.buffer + 8, 4) != client.last_id))
+    if (result == VSC_OK && type != HELLO &&
+        (load(client.buffer + 6, 2) != (type | ANSWER) || load(client.buffer + 8, 4) != client.last_id))
         FAIL("success without an answer");
     if (result == VSC_BROKEN && client.fd >= 0)
         FAIL("a broken connection stays");
@@ -346,7 +348,8 @@ static void check_store(const struct vsc_store *answer)
 
     if (answer->present != (answer->store != NULL) || answer->size > VSC_MAX_STORE)
         FAIL("a store that is not there, or too long");
-    if (answer->present && (answer->store < client.buffer || answer->store + answer->size > client.buffer + VSC_BUFFER_BYTES))
+    if (answer->present &&
+        (answer->store < client.buffer || answer->store + answer->size > client.buffer + VSC_BUFFER_BYTES))
         FAIL("a store outside of the buffer");
     for (size_t at = 0; at < answer->size; at++)
         sum = (uint8_t)(sum + answer->store[at]);

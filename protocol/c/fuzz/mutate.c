@@ -119,9 +119,10 @@ static void insert(size_t at, const uint8_t *bytes, size_t size)
 
 static void mutate(void)
 {
-    static const uint32_t telling[] = {0,      1,      2,      7,      8,       15,      16,         17,         64,
-                                       65,     127,    128,    255,    0x7fff,  0x8000,  0x8001,     0xffff,     0x20000,
-                                       0x20001, 0x21000, 0x3fff8, 0x40000, 0x40001, 0x7fffffff, 0x80000000, 0xfffffff8, 0xffffffff};
+    static const uint32_t telling[] = {0,       1,       2,       7,       8,       15,         16,         17,         64,
+                                       65,      127,     128,     255,     0x7fff,  0x8000,     0x8001,     0xffff,     0x20000,
+                                       0x20001, 0x21000, 0x3fff8, 0x40000, 0x40001, 0x7fffffff, 0x80000000, 0xfffffff8,
+                                       0xffffffff};
     const struct input *other = &inputs[roll(count)];
     const size_t at = current_size == 0 ? 0 : roll(current_size);
     const uint32_t number = telling[roll(sizeof(telling) / sizeof(telling[0]))];
