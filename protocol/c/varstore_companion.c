@@ -175,11 +175,11 @@ static enum vsc_result lost(struct vsc_client *client, int system_error, const c
     return VSC_UNAVAILABLE;
 }
 
-/* The time is over. What failed before it says more, if anything did. */
-static enum vsc_result late(struct vsc_client *client)
+/* The time is over, or it could not be waited for. What failed before says more, if anything did. */
+static enum vsc_result late(struct vsc_client *client, int system_error)
 {
     if (client->error.code == 0 && client->error.system_error == 0)
-        blame(client, 0, true, ETIMEDOUT, "no answer in time");
+        blame(client, 0, true, system_error, "no answer in time");
     return VSC_UNAVAILABLE;
 }
 
@@ -311,10 +311,8 @@ static enum vsc_result receive_frame(struct vsc_client *client, int64_t deadline
         int failed = wait_for(client->fd, POLLIN, deadline);
         ssize_t count;
 
-        if (failed == ETIMEDOUT)
-            return late(client);
         if (failed != 0)
-            return lost(client, failed, "poll failed");
+            return late(client, failed);
         count = recv(client->fd, client->buffer + client->filled, VSC_BUFFER_BYTES - client->filled, 0);
         if (count > 0)
             client->filled += (size_t)count;
@@ -449,7 +447,7 @@ static enum vsc_result exchange(struct vsc_client *client, struct request *reque
     if (failed == ETIMEDOUT) {
         if (sent > 0)
             vsc_close(client);
-        return late(client);
+        return late(client, failed);
     }
     /* A server that closed may have said why before. */
     if (failed != 0 && failed != EPIPE && failed != ECONNRESET)

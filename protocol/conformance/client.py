@@ -51,7 +51,8 @@ class Client:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._process = subprocess.Popen([*command, str(path), VM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)  # noqa: S603 - it is what is tested
+        command = [*command, str(path), VM]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)  # noqa: S603 - it is what is tested
         self._stream: Stream | None = None
 
     def __enter__(self) -> Self:
@@ -121,18 +122,15 @@ class Client:
         """Its next request is the one that it was told to make; on a new connection HELLO comes before and is answered."""
         if self._stream is None:
             self._stream = self._accept()
-            hello = self._stream.frame()
-            expect(hello is not None and (hello.message, hello.form) == ("HELLO", "request"), f"first came {hello}")
-            assert hello is not None
+            hello = self._stream.due("HELLO")
+            expect((hello.message, hello.form) == ("HELLO", "request"), f"first came {hello}")
             expect(hello.request_id != 0 and hello.fields.get("vm") == VM, f"a HELLO as {hello}")
             low, high = (int(hello.fields[each]) for each in ("min_version", "max_version"))
             expect(low == 1 <= high, f"versions from {low} to {high}")
             if wanted.message == "HELLO":
                 return self._stream, hello.request_id
             self._stream.send(with_id(bytes.fromhex(vector("hello-answer")["hex"]), hello.request_id))
-        frame = self._stream.frame()
-        expect(frame is not None, f"the connection ended before {wanted}")
-        assert frame is not None
+        frame = self._stream.due(wanted)
         expect(
             (frame.message, frame.form, frame.fields) == (wanted.message, "request", wanted.fields),
             f"{wanted} was due: {frame}",
@@ -223,9 +221,8 @@ def client_cases() -> Iterator[tuple[str, list[Turn]]]:
         if case["to"] != "client" or case["socket"] != "vm" or case["message"] not in {*DRIVEN, "ERROR"}:
             continue
         data = bytes.fromhex(case["hex"])
-        asked = [
-            samples[name] for name in (("HELLO", "GET_STORE", "PUT_STORE") if case["form"] == "error" else (case["message"],))
-        ]
+        names = ("HELLO", "GET_STORE", "PUT_STORE") if case["form"] == "error" else (case["message"],)
+        asked = [samples[name] for name in names]
         if case["message"] == "PING":
             # Data comes back as it was sent.
             asked = [Frame("PING", "request", 2, parse(data).fields)]

@@ -167,3 +167,10 @@ class Stream:
         length = HEADER.unpack(head)[4]
         expect(length <= TABLE["limits"]["max_payload"], f"a payload of {length} bytes")
         return parse(head + self._exactly(length))
+
+    def due(self, what: object) -> Frame:
+        """Read a frame that has to come."""
+        frame = self.frame()
+        if frame is None:
+            raise Failure(f"the connection ended before {what}")
+        return frame

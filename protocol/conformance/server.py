@@ -29,8 +29,8 @@ class Server:
         if greeted:
             hello = vector("hello-varstored" if kind == "vm" else "hello-operator")
             stream.send(bytes.fromhex(hello["hex"]))
-            answer = stream.frame()
-            expect(answer is not None and (answer.message, answer.form) == ("HELLO", "answer"), f"HELLO met {answer}")
+            answer = stream.due("HELLO's answer")
+            expect((answer.message, answer.form) == ("HELLO", "answer"), f"HELLO met {answer}")
         return stream
 
     def lives(self, stream: Stream, *, alive: bool) -> None:
@@ -48,9 +48,7 @@ class Server:
         hello = case["message"] == "HELLO"
         with self.connect(case["socket"], greeted=not hello) as stream:
             stream.send(bytes.fromhex(case["hex"]))
-            answer = stream.frame()
-            expect(answer is not None, "the connection ended")
-            assert answer is not None
+            answer = stream.due(f"an answer to {case['name']}")
             expect(answer.request_id == int(case["request_id"]), f"another request's answer: {answer}")
             if answer.form == "error" and not hello:
                 outside = [CODES[name]["code"] for name in NOT_UNDERSTOOD]
@@ -65,16 +63,14 @@ class Server:
             stream.send(bytes.fromhex(case["hex"]))
             if case["end_of_stream"] == "yes":
                 stream.socket.shutdown(socket.SHUT_WR)
-            self.refuses(stream.frame(), case["error"], int(case["error_request_id"]))
+            self.refuses(stream.due(case["error"]), case["error"], int(case["error_request_id"]))
             self.lives(stream, alive=case["connection"] == "lives")
 
-    def refuses(self, answer: Frame | None, name: str, request_id: int) -> None:
+    def refuses(self, answer: Frame, name: str, request_id: int) -> None:
         """What came is that error."""
-        error = CODES[name]
-        wanted = {"code": str(error["code"]), "try_again": str(int(error["try_again"]))}
-        good = answer is not None and answer.form == "error" and answer.request_id == request_id
-        good = good and answer is not None and {each: answer.fields[each] for each in wanted} == wanted
-        expect(good, f"{name} for request {request_id} was due, and came {answer}")
+        expect((answer.form, answer.request_id) == ("error", request_id), f"{name} was due, and came {answer}")
+        code, again = answer.fields["code"], answer.fields["try_again"]
+        expect((int(code), int(again)) == (CODES[name]["code"], CODES[name]["try_again"]), f"{name} was due, and came {answer}")
 
     def exchange(self, case: Vector) -> None:
         """A conversation of exchanges.json goes as it is written; what is not `checked` depends on the server."""
@@ -84,9 +80,7 @@ class Server:
                 if step["from"] == "client":
                     stream.send(bytes.fromhex(step["hex"]))
                     continue
-                answer = stream.frame()
-                expect(answer is not None, f"the connection ended before {written}")
-                assert answer is not None
+                answer = stream.due(written)
                 names = step.get("checked", "").split()
                 same = [
                     (each.message, each.form, each.request_id, [each.fields.get(n) for n in names])
@@ -101,7 +95,7 @@ class Server:
         with self.connect("vm", greeted=True) as stream:
             head = HEADER.pack(b"VSCP", 1, MESSAGES["PUT_STORE"]["type"], 2, FIELD.size + size)
             stream.send(head + FIELD.pack(1, 0, size) + bytes(size))
-            self.refuses(stream.frame(), "STORE_OVER_LIMIT", 2)
+            self.refuses(stream.due("STORE_OVER_LIMIT"), "STORE_OVER_LIMIT", 2)
             self.lives(stream, alive=True)
 
     def checks(self) -> Iterator[tuple[str, Callable[[], None]]]:

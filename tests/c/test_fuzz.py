@@ -7,47 +7,59 @@ from pathlib import Path
 
 import pytest
 
+from conformance.client import client_cases
 from support import c_code
 
 FUZZ = c_code.FOLDER / "fuzz"
-FOUND = sorted((FUZZ / "found").iterdir())
+HARNESSES = {
+    "client": (FUZZ / "harness.c",),
+    "store": (FUZZ / "store_harness.c", c_code.FOLDER / "examples" / "store.c"),
+}
+"""What is fuzzed, and the sources."""
+FOUND = sorted((FUZZ / "found").glob("*/*"))
 SECONDS = 120
 
 
 @cache
-def fuzzer() -> str:
-    """The program, with the sanitizers where they are; mutate.c needs them."""
+def fuzzer(kind: str) -> str:
+    """The program, with the sanitizers; mutate.c needs them."""
     if not c_code.sanitizers():
         pytest.skip("the compiler has no AddressSanitizer")
-    options = ("-g", "-O1", *c_code.sanitizers())
-    return c_code.build("fuzz", [FUZZ / "harness.c", FUZZ / "mutate.c"], *options)
+    return c_code.build(f"fuzz-{kind}", [*HARNESSES[kind], FUZZ / "mutate.c"], "-g", "-O1", *c_code.sanitizers())
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     folder = tmp_path_factory.mktemp("seeds")
     subprocess.run([sys.executable, FUZZ / "seeds.py", folder], check=True, timeout=SECONDS)
-    return sorted(folder.iterdir())
+    return {kind: sorted((folder / kind).iterdir()) for kind in HARNESSES}
 
 
-def run(*arguments: object) -> str:
-    done = subprocess.run([fuzzer(), *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS, check=False)
+def run(kind: str, *arguments: object) -> str:
+    done = subprocess.run([fuzzer(kind), *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def test_what_it_starts_from(seeds: list[Path]) -> None:
-    assert len(seeds) > 150
-    assert run(*seeds).startswith(f"{len(seeds)} executions in ")
+@pytest.mark.parametrize("kind", HARNESSES)
+def test_what_it_starts_from(kind: str, seeds: dict[str, list[Path]]) -> None:
+    assert run(kind, *seeds[kind]).startswith(f"{len(seeds[kind])} executions in ")
+
+
+def test_every_case_of_the_suite_is_where_it_starts_from(seeds: dict[str, list[Path]]) -> None:
+    names = {path.name.rpartition("-")[0] for path in seeds["client"]}
+    assert names == {name.replace(" ", "-") for name, _ in client_cases()}
+    assert len(seeds["store"]) > 5
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
 def test_what_was_found(path: Path) -> None:
-    assert run(path).startswith("1 executions in ")
+    assert run(path.parent.name, path).startswith("1 executions in ")
 
 
-def test_it_mutates(seeds: list[Path], tmp_path: Path) -> None:
-    assert run("-runs", 20_000, "-found", tmp_path, *seeds).startswith("20000 executions in ")
+@pytest.mark.parametrize("kind", HARNESSES)
+def test_it_mutates(kind: str, seeds: dict[str, list[Path]], tmp_path: Path) -> None:
+    assert run(kind, "-runs", 20_000, "-found", tmp_path, *seeds[kind]).startswith("20000 executions in ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,9 +75,9 @@ def test_it_mutates(seeds: list[Path], tmp_path: Path) -> None:
     ],
     ids=["field", "frame", "half a frame", "text", "size", "answer"],
 )
-def test_it_sees_a_rule_that_is_missing(right: str, wrong: str, *, tmp_path: Path, seeds: list[Path]) -> None:
+def test_it_sees_a_rule_that_is_missing(right: str, wrong: str, *, tmp_path: Path, seeds: dict[str, list[Path]]) -> None:
     """The harness is no use if a client without the rule passes it, too."""
-    fuzzer()
+    fuzzer("client")
     source = c_code.LIBRARY.read_text()
     assert source.count(right) == 1
     (tmp_path / "fuzz").mkdir()
@@ -74,7 +86,7 @@ def test_it_sees_a_rule_that_is_missing(right: str, wrong: str, *, tmp_path: Pat
     (tmp_path / "fuzz" / "harness.c").write_text((FUZZ / "harness.c").read_text())
     sources = [tmp_path / "fuzz" / "harness.c", FUZZ / "mutate.c"]
     program = c_code.build(f"fuzz-{tmp_path.name}", sources, "-O1", "-Wno-error", *c_code.sanitizers())
-    command = [program, "-runs", "400000", "-found", str(tmp_path), *map(str, seeds)]
+    command = [program, "-runs", "400000", "-found", str(tmp_path), *map(str, seeds["client"])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode != 0, "nothing was noticed"
     assert (tmp_path / "found-1").exists()

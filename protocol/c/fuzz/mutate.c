@@ -1,4 +1,4 @@
-/* A small mutating fuzzer for harness.c, where libFuzzer is not: deterministic for a seed, and guided by coverage where the
+/* A small mutating fuzzer for the harnesses, where libFuzzer is not: deterministic for a seed, and guided by coverage where a
  * harness was built with -fsanitize-coverage=trace-pc.
  *
  *     fuzz [-seconds N] [-runs N] [-seed N] [-found FOLDER] FILE ...

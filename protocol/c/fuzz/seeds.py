@@ -1,4 +1,4 @@
-"""Makes the inputs that fuzzing begins with, from the vectors: `python3 seeds.py FOLDER`. Their form is told in harness.c."""
+"""Makes the inputs that fuzzing begins with, from the vectors: `python3 seeds.py FOLDER`. Each harness tells their form."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 # The line above makes it importable.
 from conformance.client import client_cases
-from conformance.frames import with_id
+from conformance.frames import vectors, with_id
 
 CALLS = {"GET_STORE": 0, "PUT_STORE": 1, "PING": 3, "SB_FAILURE": 4, "HELLO": 5}
 RAW_HELLO, SLOW, INTERRUPTS, STAYS_OPEN, BREAKS_SEND, SMALL_PIECES = 4, 8, 16, 32, 64, 128
@@ -16,7 +16,7 @@ MOST_CALLS = 4
 
 
 def seeds() -> dict[str, bytes]:
-    """One input a case and manner of the server."""
+    """One input a case and manner of the server, for harness.c."""
     made = {}
     for number, (name, turns) in enumerate(client_cases()):
         asked = turns[:MOST_CALLS]
@@ -38,10 +38,18 @@ def seeds() -> dict[str, bytes]:
     return made
 
 
+def stores() -> dict[str, bytes]:
+    """The stores of the vectors, for store_harness.c."""
+    fields = {case["name"]: case["fields"] for case in vectors("messages") if "store" in case["fields"]}
+    return {name: bytes.fromhex(each["store"]) for name, each in fields.items()}
+
+
 def main(folder: Path) -> None:
-    """Write them."""
-    for name, data in seeds().items():
-        (folder / name).write_bytes(data)
+    """Write each kind into a folder of its own."""
+    for kind, made in (("client", seeds()), ("store", stores())):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for name, data in made.items():
+            (folder / kind / name).write_bytes(data)
 
 
 if __name__ == "__main__":

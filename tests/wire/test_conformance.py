@@ -17,7 +17,7 @@ from support.wire_vectors import PROTOCOL
 from varstore_companion.trust.state import CertificatesState
 
 SECONDS = 120
-CLIENT = str(Path(__file__).with_name("python_client.py"))
+CLIENT = str(Path(c_code.__file__).with_name("conformance_client.py"))
 
 
 def suite(*arguments: object) -> list[str]:

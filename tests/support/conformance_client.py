@@ -1,4 +1,4 @@
-"""The commands' client as the conformance suite drives one: `python_client.py SOCKET UUID`, calls on standard input."""
+"""The commands' client as the conformance suite drives one: `conformance_client.py SOCKET UUID`, calls on standard input."""
 
 import sys
 from pathlib import Path
