@@ -2,6 +2,7 @@
 
 import random
 import re
+import signal
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -209,7 +210,7 @@ def test_what_may_be_held_is_put_right_before_the_vm_leaves(tmp_path: Path, *, e
 
 
 def test_no_acknowledged_write_is_lost_when_the_daemon_is_killed(home: Home) -> None:
-    """It writes on and on while the daemon is killed and started again; every write is acknowledged in the end."""
+    """It writes on and on while the daemon is killed, or stopped, and started again; every write is acknowledged in the end."""
     dice = random.Random(20_230)
     rounds = 12
     with home.serve():
@@ -228,7 +229,7 @@ def test_no_acknowledged_write_is_lost_when_the_daemon_is_killed(home: Home) -> 
                 writes.wait_for(dice.randrange(1, 6))
                 for _ in range(dice.randrange(20_000)):
                     pass
-                serve.process.kill()
+                serve.process.send_signal(signal.SIGTERM if number % 4 == 3 else signal.SIGKILL)
                 serve.wait()
         with home.serve(), varstored(path, vm) as client:
             writes.over.set()

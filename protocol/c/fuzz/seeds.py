@@ -1,5 +1,6 @@
 """Makes the inputs that fuzzing begins with, from the vectors: `python3 seeds.py FOLDER`. Each harness tells their form."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -41,7 +42,20 @@ def seeds() -> dict[str, bytes]:
 def stores() -> dict[str, bytes]:
     """The stores of the vectors, for store_harness.c."""
     fields = {case["name"]: case["fields"] for case in vectors("messages") if "store" in case["fields"]}
-    return {name: bytes.fromhex(each["store"]) for name, each in fields.items()}
+    return {
+        **{name: bytes.fromhex(each["store"]) for name, each in fields.items()},
+        **{f"version-{version}": several(version) for version in range(3)},
+    }
+
+
+def several(version: int) -> bytes:
+    """A store with three variables."""
+    held = b"".join(
+        struct.pack("<Q", 2 * len(name)) + name.encode("utf-16-le") + struct.pack("<Q", len(data)) + data + bytes([number]) * 68
+        for number, (name, data) in enumerate([("A", b"1"), ("BootOrder", bytes(4)), ("db", bytes(100))])
+    )
+    ancillary = bytes(8 + 0x104) if version == 2 else b""
+    return struct.pack("<4sIQQ", b"VARS", version, 3, len(held)) + ancillary + held
 
 
 def main(folder: Path) -> None:
