@@ -1,5 +1,6 @@
 """The C client against a server that sends anything: what the fuzzer starts from and what it found, each once."""
 
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -16,6 +17,7 @@ HARNESSES = {
     "store": (FUZZ / "store_harness.c", c_code.FOLDER / "examples" / "store.c"),
 }
 """What is fuzzed, and the sources."""
+Seeds = dict[str, list[Path]]
 FOUND = sorted((FUZZ / "found").glob("*/*"))
 SECONDS = 120
 
@@ -29,7 +31,7 @@ def fuzzer(kind: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Seeds:
     folder = tmp_path_factory.mktemp("seeds")
     subprocess.run([sys.executable, FUZZ / "seeds.py", folder], check=True, timeout=SECONDS)
     return {kind: sorted((folder / kind).iterdir()) for kind in HARNESSES}
@@ -42,11 +44,11 @@ def run(kind: str, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("kind", HARNESSES)
-def test_what_it_starts_from(kind: str, seeds: dict[str, list[Path]]) -> None:
+def test_what_it_starts_from(kind: str, seeds: Seeds) -> None:
     assert run(kind, *seeds[kind]).startswith(f"{len(seeds[kind])} executions in ")
 
 
-def test_every_case_of_the_suite_is_where_it_starts_from(seeds: dict[str, list[Path]]) -> None:
+def test_every_case_of_the_suite_is_where_it_starts_from(seeds: Seeds) -> None:
     names = {path.name.rpartition("-")[0] for path in seeds["client"]}
     assert names == {name.replace(" ", "-") for name, _ in client_cases()}
     assert len(seeds["store"]) > 5
@@ -58,35 +60,40 @@ def test_what_was_found(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", HARNESSES)
-def test_it_mutates(kind: str, seeds: dict[str, list[Path]], tmp_path: Path) -> None:
+def test_it_mutates(kind: str, seeds: Seeds, tmp_path: Path) -> None:
     assert run(kind, "-runs", 20_000, "-found", tmp_path, *seeds[kind]).startswith("20000 executions in ")
     assert list(tmp_path.iterdir()) == []
 
 
+CLIENT, STORE = c_code.LIBRARY, c_code.FOLDER / "examples" / "store.c"
+
+
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("source", "right", "wrong"),
     [
-        ("length > size - at - FIELD_HEADER_BYTES", "length > size - at"),
-        ("length > VSC_MAX_PAYLOAD)", "length > 2 * VSC_MAX_PAYLOAD)"),
-        ("if (failed != 0 || (client->pending_id != 0 && client->pending_type != PUT_STORE))", "if (client->pending_id != 0)"),
-        ("return is_text(value->data, value->size);", "return true;"),
-        ("if (value->size < field->min || value->size > field->max)", "if (value->size < field->min)"),
-        ("id != client->pending_id || type != (client->pending_type | ANSWER))", "id != client->pending_id)"),
+        (CLIENT, "length > size - at - FIELD_HEADER_BYTES", "length > size - at"),
+        (CLIENT, "length > VSC_MAX_PAYLOAD)", "length > 2 * VSC_MAX_PAYLOAD)"),
+        (CLIENT, "if (failed != 0 || (client->pending_id != 0 && client->", "if (client->pending_id != 0 && (client->"),
+        (CLIENT, "return is_text(value->data, value->size);", "return true;"),
+        (CLIENT, "if (value->size < field->min || value->size > field->max)", "if (value->size < field->min)"),
+        (CLIENT, "id != client->pending_id || type != (client->pending_type | ANSWER))", "id != client->pending_id)"),
+        (STORE, " || length > store->size - *at)", ")"),
+        (STORE, " || store->size - next < TAIL_BYTES)", ")"),
+        (STORE, "memcmp(one->guid, other->guid, GUID_BYTES) == 0", "1"),
+        (STORE, "found = true;", "found = true, count++;"),
     ],
-    ids=["field", "frame", "half a frame", "text", "size", "answer"],
 )
-def test_it_sees_a_rule_that_is_missing(right: str, wrong: str, *, tmp_path: Path, seeds: dict[str, list[Path]]) -> None:
-    """The harness is no use if a client without the rule passes it, too."""
-    fuzzer("client")
-    source = c_code.LIBRARY.read_text()
-    assert source.count(right) == 1
-    (tmp_path / "fuzz").mkdir()
-    (tmp_path / "varstore_companion.c").write_text(source.replace(right, wrong))
-    (tmp_path / "varstore_companion.h").write_text(c_code.LIBRARY.with_suffix(".h").read_text())
-    (tmp_path / "fuzz" / "harness.c").write_text((FUZZ / "harness.c").read_text())
-    sources = [tmp_path / "fuzz" / "harness.c", FUZZ / "mutate.c"]
+def test_it_sees_a_rule_that_is_missing(source: Path, right: str, wrong: str, *, tmp_path: Path, seeds: Seeds) -> None:
+    """The harnesses are no use if code without the rule passes them, too."""
+    kind = "client" if source == CLIENT else "store"
+    fuzzer(kind)
+    text = source.read_text()
+    assert text.count(right) == 1
+    shutil.copytree(c_code.FOLDER, tmp_path / "c")
+    (tmp_path / "c" / source.relative_to(c_code.FOLDER)).write_text(text.replace(right, wrong))
+    sources = [tmp_path / "c" / each.relative_to(c_code.FOLDER) for each in (*HARNESSES[kind], FUZZ / "mutate.c")]
     program = c_code.build(f"fuzz-{tmp_path.name}", sources, "-O1", "-Wno-error", *c_code.sanitizers())
-    command = [program, "-runs", "400000", "-found", str(tmp_path), *map(str, seeds["client"])]
+    command = [program, "-runs", "1000000", "-found", str(tmp_path), *map(str, seeds[kind])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode != 0, "nothing was noticed"
     assert (tmp_path / "found-1").exists()

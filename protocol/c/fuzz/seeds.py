@@ -49,13 +49,13 @@ def stores() -> dict[str, bytes]:
 
 
 def several(version: int) -> bytes:
-    """A store with three variables."""
+    """A store with four variables, two of them of one name."""
     held = b"".join(
         struct.pack("<Q", 2 * len(name)) + name.encode("utf-16-le") + struct.pack("<Q", len(data)) + data + bytes([number]) * 68
-        for number, (name, data) in enumerate([("A", b"1"), ("BootOrder", bytes(4)), ("db", bytes(100))])
+        for number, (name, data) in enumerate([("A", b"1"), ("BootOrder", bytes(4)), ("A", b"2"), ("db", bytes(100))])
     )
     ancillary = bytes(8 + 0x104) if version == 2 else b""
-    return struct.pack("<4sIQQ", b"VARS", version, 3, len(held)) + ancillary + held
+    return struct.pack("<4sIQQ", b"VARS", version, 4, len(held)) + ancillary + held
 
 
 def main(folder: Path) -> None:
