@@ -22,7 +22,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
 void __sanitizer_cov_trace_pc(void);
-void __sanitizer_set_death_callback(void (*callback)(void));
+/* Absent without a sanitizer, as under valgrind. */
+void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
 
 struct input {
     uint8_t *bytes;
@@ -220,7 +221,8 @@ int main(int arguments, char **values)
         return 2;
     }
     dice = seed * 0x9e3779b97f4a7c15u + 1;
-    __sanitizer_set_death_callback(keep_current);
+    if (__sanitizer_set_death_callback != NULL)
+        __sanitizer_set_death_callback(keep_current);
     (void)signal(SIGABRT, on_abort);
     began = time(NULL);
     for (size_t index = 0; index < count; index++, done++) {
