@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# For each thing that `make fuzz` fuzzes.
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
@@ -18,6 +20,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@$(BIN)/python -I tests/benchmarks/run.py
+
+fuzz: $(VENV)/.test
+	@PYTHON=$(CURDIR)/$(BIN)/python nice protocol/c/fuzz/run $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
