@@ -11,6 +11,7 @@ import trio
 from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.keeping import back_up
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.upstream import Upstream
 from varstore_companion.daemon.verdicts import Occasion
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
@@ -174,7 +175,8 @@ class ColdBoot:
 
     async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
-        planned = self._plan(store)
+        rules = self._host.rules
+        planned = rules.plan(store)
         backup: str | None = None
         try:
             if planned.refused is not None:
@@ -185,18 +187,18 @@ class ColdBoot:
         except ToolstackConflictError:
             raise
         except (CompanionError, OSError) as error:
-            return self._failed(record, store, str(error))
+            return self._failed(record, store, str(error), rules)
         self._upstream.see(VmRecord(planned.store, CertificatesState.OK, generation))
         if not planned.changes:
             log.info("vm=%s marked, and nothing to do: the mark is ended", self._uuid)
             self._remember(BootOutcome.NOTHING_TO_DO, None)
-            self._host.note(self._uuid, What.NOTHING_TO_DO, store)
+            self._host.note(self._uuid, What.NOTHING_TO_DO, store, rules=rules)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
         changes = ", ".join(f"{change.action} {change.certificate.subject} in {change.variable}" for change in planned.changes)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self._uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
-        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes)
+        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes, rules=rules)
         body = f"VM {self._uuid}: its Secure Boot certificates were updated at boot: {changes}. PCR 7 changes with them."
         self._host.alert(self._uuid, Alert(UPDATED, 4, body))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
@@ -206,13 +208,13 @@ class ColdBoot:
             return await back_up(self._host, self._uuid, store, planned, Why.UPDATE)
         raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
-    def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+    def _failed(self, record: VmRecord, store: bytes, reason: str, rules: Rules | None = None) -> Boot:
         # It goes into the log, the list and the answer, and a guest's store can make it long.
         reason = clip(printable(reason), MAX_TEXT)
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
-        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason)
+        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
         body = (
             f"VM {self._uuid}: its Secure Boot certificates were not updated at boot, which goes on with the old ones: "
             f"{reason}. The VM stays marked for an update at its next boot."
@@ -243,9 +245,6 @@ class ColdBoot:
         verdict = None if outcome is BootOutcome.FAILED else Update.YES
         reason = outcome.value if detail is None else f"{outcome.value}: {detail}"
         self._upstream.verdicts.add(now, Occasion.UPDATE, verdict, reason)
-
-    def _plan(self, store: bytes) -> Plan:
-        return self._host.rules.plan(store)
 
 
 class _UpdateFailedError(CompanionError):
