@@ -74,15 +74,16 @@ def test_a_mark_and_what_becomes_of_it(run: Run, running: Daemon, vm: Vm) -> Non
     status = run("status", "--json", *control).json
     assert (status["manifest"], status["mode"], status["reload_failed"]) == ("own 3", "direct", None)
     (known,) = status["vms"]
-    assert (known["vm"], known["report"], known["field"], known["last_verdict"]) == (str(vm.uuid), "ok", "ok", "no")
+    assert (known["vm"], known["delivery"], known["last_verdict"]) == (str(vm.uuid), "direct", "no")
+    assert (known["report"], known["field"]) == ("ok", "ok")
     assert (known["certcheck_saved"], known["last_update"]["outcome"]) == (4, "updated")
     one = run("status", "--vm", vm.uuid, "--json", *control).json
-    assert [(each["occasion"], each["verdict"], each["count"]) for each in one["history"]] == [
+    assert [(each["occasion"], each["verdict"], each["count"]) for each in one["verdicts"]] == [
         ("update", "yes", 1),
         ("write", "no", 3),
     ]
     lines = run("status", *control).text.splitlines()
-    assert any(line.startswith(f"{vm.uuid}\tok\tok\tno\t4\t") and line.endswith("updated") for line in lines)
+    assert any(line.startswith(f"{vm.uuid}\tdirect\tok\tok\tno\t4\t") and line.endswith("updated") for line in lines)
     lines = run("status", "--vm", vm.uuid, *control).text.splitlines()
     assert any("\t3\twrite\tno\tPK, KEK and db are unchanged" in line for line in lines)
     code, shown = on_terminal("status", *control)
@@ -145,12 +146,12 @@ def test_without_a_daemon_the_collector_is_told(run: Run, tmp_path: Path) -> Non
 def test_log_levels(run: Run, running: Daemon, vm: Vm) -> None:
     control = ("--control", running.control)
     assert run("log", *control).text == "everything\tinfo\n"
-    done = run("log", "debug", "--for", "daemon.vm", "daemon.session", "--json", *control)
-    assert done.json == {"levels": {"": "info", "daemon.vm": "debug", "daemon.session": "debug"}}
+    done = run("log", "debug", "--for", "daemon.upstream", "daemon.session", "--json", *control)
+    assert done.json == {"levels": {"": "info", "daemon.upstream": "debug", "daemon.session": "debug"}}
     with vm.varstored() as client:
         client.call(PutStore(own_rules.store()))
     assert run("log", "error", *control).text.splitlines()[0] == "everything\terror"
-    run("log", "inherit", "--for", "daemon.vm", "daemon.session", *control)
+    run("log", "inherit", "--for", "daemon.upstream", "daemon.session", *control)
     run("log", "debug", "--for", "daemon.nothing", *control).fails("INVALID_ARGUMENT", "daemon.nothing", "daemon.vm")
     run("log", "loud").fails("invalid choice: 'loud'")
     run("log", "--for", "daemon.vm").fails("--for needs a LEVEL")

@@ -20,8 +20,8 @@ EXAMPLES = """\
 Without --vm it shows the totals, and then of each attached VM what the daemon last saw; with it, one VM after a look at the
 toolstack, and the last verdicts on its store."""
 
-_COLUMNS = ("report", "field", "last_verdict", "certcheck_saved")
-_TIMES = frozenset({"started_at", "rules_loaded_at", "at"})
+_COLUMNS = ("delivery", "report", "field", "last_verdict", "certcheck_saved")
+_TIMES = frozenset({"started_at", "rules_loaded_at", "oldest_at", "at"})
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -39,29 +39,28 @@ def main(arguments: list[str]) -> ExitCode:
     if options.json:
         output.print_json(document)
         return ExitCode.FINE
-    vms, history = document.pop("vms", []), document.pop("history", [])
+    vms, verdicts = document.pop("vms", []), document.pop("verdicts", [])
     output.table([list(row) for key, value in document.items() for row in _rows(key, value)], ["", ""])
     if vms:
         output.line()
         rows = [[each["vm"], *(_text(each.get(key)) for key in _COLUMNS), _update(each.get("last_update"))] for each in vms]
         output.table(rows, ["vm", *(key.replace("_", " ") for key in _COLUMNS), "last update"])
-    if history:
+    if verdicts:
         output.line()
         rows = [
             [_text(each["last"], "at"), f"{each['count']}", each["occasion"], _text(each["verdict"]), each["reason"]]
-            for each in history
+            for each in verdicts
         ]
         output.table(rows, ["last", "times", "occasion", "update=", "reason"])
     return ExitCode.FINE
 
 
 def _rows(key: str, value: object) -> Iterator[tuple[str, str]]:
-    name = key.replace("_", " ")
     if isinstance(value, dict):
         for inner, entry in value.items():
-            yield f"{name} {inner}", _text(entry, inner)
+            yield f"{key} {inner}".replace("_", " "), _text(entry, inner)
     else:
-        yield name, _text(value, key)
+        yield key.replace("_", " "), _text(value, key)
 
 
 def _vms(client: Client) -> list[dict[str, Any]]:
