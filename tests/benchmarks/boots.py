@@ -10,7 +10,7 @@ import trio
 
 from benchmarks import stores
 from benchmarks.harness import Effort, Figure, ratio
-from support.journals import host_in
+from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.rules import Rules

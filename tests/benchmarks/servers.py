@@ -13,7 +13,7 @@ from uuid import UUID
 import trio
 
 from benchmarks import stores
-from support.journals import host_in
+from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment

@@ -74,7 +74,7 @@ def test_wrong_usage_is_one_line(page: list[str], run: Run) -> None:
         (["inspect"], "required: FILE"),
         (["inspect", "--js", "x"], "unrecognized arguments: --js"),
         (["inspect", "x", "y"], "unrecognized arguments: y"),
-        (["apply", "x"], "required: -o/--output"),
+        (["apply", "x"], "-o/--output --in-place is required"),
         (["apply", "x", "-o"], "-o/--output: expected one argument"),
         (["attach", "--socket", "/x"], "required: --vm"),
         (["attach", "--vm", VM], "required: --socket"),

@@ -152,9 +152,9 @@ def test_log_levels(run: Run, running: Daemon, vm: Vm) -> None:
         client.call(PutStore(own_rules.store()))
     assert run("log", "error", *control).text.splitlines()[0] == "everything\terror"
     run("log", "inherit", "--for", "daemon.upstream", "daemon.session", *control)
-    run("log", "debug", "--for", "daemon.nothing", *control).fails("INVALID_ARGUMENT", "daemon.nothing", "daemon.vm")
+    run("log", "debug", "--for", "daemon.nothing", *control).fails("INVALID_ARGUMENT", "daemon.nothing", "daemon.upstream")
     run("log", "loud").fails("invalid choice: 'loud'")
-    run("log", "--for", "daemon.vm").fails("--for needs a LEVEL")
+    run("log", "--for", "daemon.upstream").fails("--for needs a LEVEL")
     running.stop()
     assert any(line.startswith(f"DEBUG vm={vm.uuid} wrote") for line in running.log)
     # From the change to error on, nothing less is said.

@@ -258,6 +258,21 @@ async def test_a_vm_that_is_attached_before_the_store_is_written_is_refused(plac
     assert place.record(machine) == before
 
 
+async def test_nor_is_one_that_is_attached_while_its_store_is_backed_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = await updated_and_down(place)
+    before = place.record(machine)
+    keep = place.backups.keep
+
+    async def attach_and_keep(*arguments: Any, **named: Any) -> str:  # noqa: ANN401  whatever is asked for
+        await place.attach(machine.vm, "again.sock")
+        return await keep(*arguments, **named)
+
+    monkeypatch.setattr(place.backups, "keep", attach_and_keep)
+    answer = await refused(place, Restore(machine.vm))
+    assert (answer.code, "again.sock is attached" in answer.text) == (ErrorCode.NOT_ALLOWED, True)
+    assert place.record(machine) == before
+
+
 # Backups that are not given out
 
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import trio
 
-from support.journals import host_in
+from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
 from support.peer import Peer, greeted
 from support.storemaker import Variable, make_store, scene

@@ -11,8 +11,8 @@ from varstore_companion.wire.observing import LogLevel
 
 EXAMPLES = """\
   varstore-companion log
-  varstore-companion log debug --for daemon.vm daemon.writer
-  varstore-companion log inherit --for daemon.vm daemon.writer
+  varstore-companion log debug --for daemon.upstream daemon.writer
+  varstore-companion log inherit --for daemon.upstream daemon.writer
 
 Without LEVEL it shows the levels in force. A logger without a level of its own has that of the one above it; inherit gives that
 back. What is changed lasts until the daemon ends."""
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
     parse = parser("log", "Change what the running daemon logs, or show it.", EXAMPLES)
     parse.add_argument("level", nargs="?", choices=[level.name.lower() for level in LogLevel], help="from which level on")
-    parse.add_argument("--for", dest="loggers", nargs="+", metavar="LOGGER", help="these loggers only, as daemon.vm")
+    parse.add_argument("--for", dest="loggers", nargs="+", metavar="LOGGER", help="these loggers only, as daemon.upstream")
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)

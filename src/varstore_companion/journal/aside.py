@@ -34,6 +34,8 @@ class Aside:
 
     def keep(self, segment: Path, damage: Damage) -> None:
         """Copy what is damaged in a segment, durably, unless that has been done, or the folder holds too much."""
+        if not damage.length:
+            return
         data = self._disk.read(segment, damage.offset, damage.length)
         name = f"{segment.stem}-{damage.offset:08x}-{len(data):08x}-{sha256(data).hexdigest()[:16]}"
         self._make()
@@ -47,6 +49,10 @@ class Aside:
         try:
             self._disk.write(descriptor, data)
             self._disk.sync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                self._disk.unlink(new)
+            raise
         finally:
             self._disk.close(descriptor)
         self._disk.rename(new, self._folder / name)

@@ -26,8 +26,9 @@ class Entry:
 class Damage:
     """Bytes of a segment that are not what was written there, or that a crash kept from being written whole.
 
-    `segment`: the file's name; `offset` and `length` in bytes; `vm`: whose record it was, None when even that is not
-    known. A write that a crash cut off had not been acknowledged; from outside it cannot be told from any other damage.
+    `segment`: the file's name; `offset` and `length` in bytes, 0 when it concerns the whole file; `vm`: whose record it was,
+    None when even that is not known. A write that a crash cut off had not been acknowledged; from outside it cannot be told
+    from any other damage.
     """
 
     segment: str
@@ -37,7 +38,8 @@ class Damage:
     vm: UUID | None = None
 
     def __str__(self) -> str:
-        return f"{self.segment}: {self.length} bytes at offset {self.offset}: {self.what}"
+        where = f"{self.length} bytes at offset {self.offset}: " if self.length else ""
+        return f"{self.segment}: {where}{self.what}"
 
 
 @dataclass(frozen=True, slots=True)

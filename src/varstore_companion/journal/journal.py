@@ -72,6 +72,7 @@ class Journal:
         self._more = 0
         self._wake = trio.Event()
         self._can_tidy = False
+        self._has_complained = False
         self._not_usable: str | None = "it has not been opened"
         # On a disk that hangs neither must use up the threads that everything else needs.
         self._writing = trio.CapacityLimiter(1)
@@ -81,7 +82,8 @@ class Journal:
         """Make the folder, read every segment and tell what waits; blocking, for a thread.
 
         Damaged ranges are copied to the folder `damaged` below, as long as that holds less than 64 MiB. What was found is
-        durable when this returns. Raises `JournalError`; it can be called again then.
+        durable when this returns, but for that of which a damage says otherwise. Raises `JournalError`; it can be called
+        again then.
         """
         newest: dict[UUID, tuple[Head, Place]] = {}
         ended: dict[UUID, int] = {}
@@ -115,15 +117,16 @@ class Journal:
         task_status.started()
         try:
             while True:
-                if self._waiting:
+                if self._waiting and not self._wastes(2):
                     await self._commit()
-                if self._is_wasteful if self._waiting else self._is_untidy:
+                if self._wastes(1) if self._waiting else self._is_untidy:
                     await self._tidy()
                 elif not self._waiting:
                     self._wake = trio.Event()
                     await self._wake.wait()
         finally:
             self._not_usable = "it is closed"
+            self._segments.finish()
             for request in self._waiting:
                 request.error = self._error("not written", self._not_usable)
                 request.is_over.set()
@@ -140,7 +143,7 @@ class Journal:
         head = record.store_head(self._sequence + 1, vm, at, store, replaces)
         live = self._live + self._more
         more = _room(head) - self._coming.get(vm, self._room_of(vm))
-        if live + more > self._total:
+        if more > 0 and live + more > self._total:
             raise JournalFullError(more=more, live=live, total=self._total)
         self._sequence += 1
         self._expect(head)
@@ -193,7 +196,7 @@ class Journal:
 
     @property
     def bytes_on_disk(self) -> int:
-        """Bytes of all segments: at most twice `bytes_live` and two segments, as long as the disk does what it is told."""
+        """Bytes of all segments. At more than twice `bytes_live` and two segments nothing is written before some are gone."""
         return self._on_disk
 
     @property
@@ -260,16 +263,16 @@ class Journal:
 
     # Removing what nothing needs
 
-    @property
-    def _is_wasteful(self) -> bool:
-        return self._can_tidy and self._on_disk > 2 * self._live + self._segment
+    def _wastes(self, segments: int) -> bool:
+        """Whether more is on the disk than twice what is needed and so many segments."""
+        return self._can_tidy and self._on_disk > 2 * self._live + segments * self._segment
 
     @property
     def _is_untidy(self) -> bool:
         oldest = self._segments.oldest
         if not self._can_tidy or oldest is None:
             return False
-        return self._is_wasteful or self._segments.has_damage or not self._held[oldest.number]
+        return self._wastes(1) or self._segments.has_damage or not self._held[oldest.number]
 
     async def _tidy(self) -> None:
         """Remove the oldest segment, or bring some of what it holds into the newest one."""
@@ -282,17 +285,20 @@ class Journal:
             else:
                 await self._in_thread(self._segments.remove_oldest)
                 del self._held[oldest.number]
+            self._has_complained = False
         except JournalError as error:
             # Tried again when the disk has taken something.
             self._can_tidy = False
-            log.warning("the journal keeps what it does not need any more: %s", error)
+            if not self._has_complained:
+                log.warning("the journal keeps what it does not need any more: %s", error)
+            self._has_complained = True
 
     async def _copy(self, segment: int) -> None:
         kept, size = [], 0
         for entry, place in self._index.values():
             if place.segment == segment and size < BATCH:
                 kept.append((entry, place))
-                size += entry.size
+                size += _room(_head(entry))
         results = await self._in_thread(partial(self._segments.copy, [(place, _head(entry)) for entry, place in kept]))
         for (entry, _), result in zip(kept, results, strict=True):
             if isinstance(result, JournalError):

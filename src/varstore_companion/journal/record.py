@@ -33,8 +33,8 @@ zero, and the file's length is a multiple of the page.
 
 The seal is BLAKE2b, 16 bytes long, with the segment's id as its key, of the record's own offset (u64), the 80 bytes before
 it and the digests behind it: it binds a record to its file and its place. The store inside is a guest's: one that holds the
-bytes of a record, or of a whole segment, is never taken for one, not even when the header around it is damaged and the search
-goes on inside.
+bytes of a record, or of a whole segment, is never taken for one, not even when the header around it is damaged and the
+search goes on inside.
 """
 
 from collections.abc import Iterator
@@ -114,9 +114,8 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A segment's sound records with the offset of each, what else it holds, and its id (None: nothing can be read)."""
+    """A segment's sound records with the offset of each, and what else it holds."""
 
-    segment_id: bytes | None
     records: tuple[tuple[int, Head], ...]
     damages: tuple[Damage, ...]
 
@@ -179,10 +178,10 @@ def scan(name: str, data: bytes) -> Scan:
     Raises `UnknownVersionError` for a segment that a later version of this program has written, and nothing else.
     """
     if not data:
-        return Scan(None, (), ())
+        return Scan((), ())
     segment_id = _segment_id(name, data)
     if segment_id is None:
-        return Scan(None, (), (Damage(name, 0, len(data), "neither of the segment's headers can be read"),))
+        return Scan((), (Damage(name, 0, len(data), "neither of the segment's headers can be read"),))
     return _Scanner(name, data, segment_id).scan()
 
 
@@ -199,7 +198,7 @@ class _Scanner:
         if self._data[:PAGE] != segment_header(self._id):
             self._damaged(0, min(PAGE, len(self._data)), "one of the segment's headers is not as it was written")
         records = tuple(self._records())
-        return Scan(self._id, records, tuple(self._damages))
+        return Scan(records, tuple(self._damages))
 
     def _records(self) -> Iterator[tuple[int, Head]]:
         offset, end = PAGE, len(self._data)

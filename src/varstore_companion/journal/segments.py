@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +46,6 @@ class Segment:
     """A file of the journal. `size`: its bytes; `is_unreadable`: it is put aside whole when its turn comes."""
 
     number: int
-    segment_id: bytes
     size: int
     damages: tuple[Damage, ...] = ()
     is_unreadable: bool = False
@@ -55,6 +54,15 @@ class Segment:
     def name(self) -> str:
         """The file's name in the journal's folder."""
         return f"{self.number:08x}.segment"
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    """The segment that is being written; its id stays in memory only as long as that."""
+
+    segment: Segment
+    descriptor: int
+    segment_id: bytes
 
 
 class Segments:
@@ -70,7 +78,7 @@ class Segments:
         self._aside = Aside(folder / "damaged", disk)
         self._all: deque[Segment] = deque()
         self._next = 1
-        self._current: tuple[Segment, int] | None = None
+        self._current: _Current | None = None
         self._parent_is_synced = False
         self._has_reserve = False
         # What a failed write has left behind: bytes to cut each file back to, 0 to remove it.
@@ -99,7 +107,7 @@ class Segments:
     # The start
 
     def open(self) -> Iterator[tuple[Segment, Scan]]:
-        """Read all segments, oldest first. What is given out is durable.
+        """Read all segments, oldest first. What is given out is durable, but for that of which a damage says otherwise.
 
         An earlier process may have been killed between writing and syncing: what it wrote is synced before it is believed,
         or a later crash could take back what this process has built on.
@@ -126,20 +134,24 @@ class Segments:
             self._free_reserve()
 
     def _scan(self, number: int) -> tuple[Segment, Scan]:
-        segment = Segment(number, b"", 0)
+        segment = Segment(number, 0)
         path = self._path(segment)
         try:
-            _tolerating_read_only(self._disk.sync_file, path)
             data = self._disk.read(path)
         except OSError as error:
             segment.is_unreadable = True
             damage = Damage(segment.name, 0, 0, f"the file cannot be read: {_reason(error)}")
-            return segment, Scan(None, (), (damage,))
+            return segment, Scan((), (damage,))
         try:
             scan = record.scan(segment.name, data)
         except UnknownVersionError as error:
             raise JournalError("the journal cannot be read", where=os.fspath(path), reason=str(error)) from None
-        segment.segment_id = scan.segment_id or b""
+        try:
+            _tolerating_read_only(self._disk.sync_file, path)
+        except OSError as error:
+            # Believed all the same, and soon copied: it may be all that there is.
+            damage = Damage(segment.name, 0, 0, f"what it holds cannot be synced: {_reason(error)}")
+            scan = replace(scan, damages=(damage, *scan.damages))
         segment.size = len(data)
         segment.damages = scan.damages
         return segment, scan
@@ -166,22 +178,21 @@ class Segments:
 
     def _write(self, records: Sequence[tuple[Head, bytes]]) -> list[Place]:
         size = aligned(sum(head.room for head, _ in records), PAGE)
-        if self._current is not None and self._current[0].size + size > self._limit:
-            self._finish()
+        if self._current is not None and self._current.segment.size + size > self._limit:
+            self.finish()
         if any(head.kind is Kind.STORE for head, _ in records):
             self._fill_reserve()
         if self._current is None:
             return self._begin(records)
-        segment, descriptor = self._current
-        batch, places = _batch(records, segment)
+        current, segment = self._current, self._current.segment
+        batch, places = _batch(records, current)
         path = self._path(segment)
         try:
-            self._disk.write(descriptor, batch)
-            self._disk.sync(descriptor)
-            self._confirm(descriptor, path)
+            self._disk.write(current.descriptor, batch)
+            self._disk.sync(current.descriptor)
+            self._confirm(current.descriptor, path)
         except OSError:
-            self._finish()
-            self._cut(path, segment.size)
+            self._failed(path, segment.size)
             raise
         segment.size += len(batch)
         return places
@@ -189,22 +200,21 @@ class Segments:
     def _begin(self, records: Sequence[tuple[Head, bytes]]) -> list[Place]:
         """Begin a segment with its first batch."""
         self._make_folder()
-        for path, length in list(self._to_cut.items()):
-            self._cut(path, length)
-        segment = Segment(self._next, os.urandom(record.ID_BYTES), PAGE)
+        with suppress(OSError):
+            self._take_back()
+        segment = Segment(self._next, PAGE)
         self._next += 1
         path = self._path(segment)
-        batch, places = _batch(records, segment)
         descriptor = self._disk.create(path)
-        self._current = segment, descriptor
+        self._current = _Current(segment, descriptor, os.urandom(record.ID_BYTES))
+        batch, places = _batch(records, self._current)
         try:
-            self._disk.write(descriptor, record.segment_header(segment.segment_id) + batch)
+            self._disk.write(descriptor, record.segment_header(self._current.segment_id) + batch)
             self._disk.sync(descriptor)
             self._disk.sync_folder(self._folder)
             self._confirm(descriptor, path)
         except OSError:
-            self._finish()
-            self._cut(path, 0)
+            self._failed(path, 0)
             raise
         segment.size += len(batch)
         self._all.append(segment)
@@ -215,19 +225,29 @@ class Segments:
         if not self._disk.is_at(descriptor, path):
             raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", os.fspath(path))
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Write no more to the current segment."""
         if self._current is not None:
-            _, descriptor = self._current
+            descriptor = self._current.descriptor
             self._current = None
             # All that counts has been synced, or is reported as not written.
             with suppress(OSError):
                 self._disk.close(descriptor)
 
-    def _cut(self, path: Path, length: int) -> None:
-        """Take back what a failed write may have left; what cannot be done now is tried before the next segment is begun."""
+    def _failed(self, path: Path, length: int) -> None:
+        """A write to the current segment has failed, of which the first `length` bytes count."""
+        self.finish()
         self._to_cut[path] = length
         with suppress(OSError):
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Cut off what failed writes have left, durably. Raises `OSError`; what is left then is tried again the next time.
+
+        Nothing may be copied or removed before: a DONE that was reported as not written would else go before the copy of
+        the store that it ends, and a store that nobody knows of would stay behind when the one that supersedes it goes.
+        """
+        for path, length in list(self._to_cut.items()):
             with suppress(FileNotFoundError):
                 if length:
                     self._disk.cut(path, length)
@@ -252,19 +272,25 @@ class Segments:
 
     def copy(self, kept: Iterable[tuple[Place, Head]]) -> list[Place | Damage | JournalError]:
         """Write records of the oldest segment anew, durably; a `Damage` for each that the disk has lost."""
-        if self._current is not None and self._current[0] is self.oldest:
-            self._finish()
+        if self._current is not None and self._current.segment is self.oldest:
+            self.finish()
+        try:
+            self._take_back()
+        except OSError as error:
+            raise self._error("what a failed write has left cannot be taken back", self._folder, error) from None
         found: list[tuple[Head, bytes] | Damage] = [self._take(place, head) for place, head in kept]
-        written = iter(self.write([each for each in found if not isinstance(each, Damage)]))
+        sound = [each for each in found if not isinstance(each, Damage)]
+        written = iter(self.write(sound) if sound else [])
         return [each if isinstance(each, Damage) else next(written) for each in found]
 
     def remove_oldest(self) -> None:
         """Remove the oldest segment, durably, when what is damaged in it has been put aside. Raises `JournalError`."""
         segment = self._all[0]
         path = self._path(segment)
-        if self._current is not None and self._current[0] is segment:
-            self._finish()
+        if self._current is not None and self._current.segment is segment:
+            self.finish()
         try:
+            self._take_back()
             if self._is_kept(segment):
                 self._disk.unlink(path)
             else:
@@ -274,7 +300,6 @@ class Segments:
             # Somebody else may have removed it.
             if not isinstance(error, FileNotFoundError) or segment.name in self._names():
                 raise self._error("a segment cannot be removed", path, error) from None
-        self._to_cut.pop(path, None)
         self._all.popleft()
         with suppress(OSError):
             if self._all:
@@ -304,7 +329,8 @@ class Segments:
         if store is not None and head.matches(store):
             return head, store
         damage = Damage(path.name, place.offset, head.size, f"{head.about}: {reason}", head.vm)
-        self._all[0].damages += (damage,)
+        if damage not in self._all[0].damages:
+            self._all[0].damages += (damage,)
         return damage
 
     def _names(self) -> list[str]:
@@ -348,14 +374,14 @@ class Segments:
         return JournalError(what, where=os.fspath(error.filename or where), reason=_reason(error))
 
 
-def _batch(records: Sequence[tuple[Head, bytes]], segment: Segment) -> tuple[bytes, list[Place]]:
-    """The bytes of a batch at the end of a segment, and where each record comes to lie."""
+def _batch(records: Sequence[tuple[Head, bytes]], current: _Current) -> tuple[bytes, list[Place]]:
+    """The bytes of a batch at the end of the segment, and where each record comes to lie."""
     parts: list[bytes] = []
     places: list[Place] = []
-    offset = segment.size
+    offset = current.segment.size
     for head, store in records:
-        places.append(Place(segment.number, offset))
-        parts.append(record.encode(head, store, segment.segment_id, offset))
+        places.append(Place(current.segment.number, offset))
+        parts.append(record.encode(head, store, current.segment_id, offset))
         offset += head.room
     parts.append(bytes(aligned(offset, PAGE) - offset))
     return b"".join(parts), places
