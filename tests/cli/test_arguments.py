@@ -77,7 +77,7 @@ def test_wrong_usage_is_one_line(page: list[str], run: Run) -> None:
         (["apply", "x"], "-o/--output --in-place is required"),
         (["apply", "x", "-o"], "-o/--output: expected one argument"),
         (["attach", "--socket", "/x"], "required: --vm"),
-        (["attach", "--vm", VM], "required: --socket"),
+        (["attach", "--vm", VM], "--socket --interpose is required"),
         (["attach", "--vm", "web-1", "--socket", "/x"], "argument --vm: expected a uuid, found 'web-1'"),
         (["attach", "--vm", f"{{{VM}}}", "--socket", "/x"], "argument --vm: expected a uuid"),
         (["attach", "--vm", VM, "--socket", "/x", "--gid", "-1"], "argument --gid: expected"),

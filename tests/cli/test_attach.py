@@ -53,7 +53,7 @@ def test_attach_list_status_detach(run: Run, running: Daemon, vm: UUID, tmp_path
     assert [each["path"] for each in listed] == [str(path)]
     assert listed[0] | {"report": None, "field": None} == listed[0]
     assert [line for line in run("list", *control).text.splitlines() if str(vm) in line] == [
-        "\t".join([str(vm), str(path), "-", "-", "-", "0", "-"])
+        "\t".join([str(vm), str(path), "-", "-", "-", "0", "to come", "-"])
     ]
 
     with Client(path, messages.ClientKind.VARSTORED, vm=vm) as varstored:

@@ -8,7 +8,8 @@ from support.daemon import Machine, Place, updated, written
 from support.memory_toolstack import MemoryToolstack
 from support.peer import Refused
 from support.storemaker import scene
-from varstore_companion.daemon.backlog import REFUSALS, SET_ASIDE, Mode
+from varstore_companion.daemon.alerts import SET_ASIDE
+from varstore_companion.daemon.backlog import REFUSALS, Mode
 from varstore_companion.daemon.held import ABSENT, digest_of
 from varstore_companion.errors import (
     JournalError,

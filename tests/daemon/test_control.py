@@ -252,4 +252,4 @@ async def test_attachments_by_two_operators_at_once(place: Place) -> None:
     assert sorted(results) == [False] + [True] * 7
     assert [entry["path"] for entry in place.daemon.listed()] == [str(place.folder / "vm.sock")]
     path = place.folder / "vm.sock"
-    assert place.daemon._sockets[path][0] == Attachment(vm, path, None, 0o660, resume=False)
+    assert place.daemon._sockets.served[path][0] == Attachment(vm, path, None, 0o660, resume=False)

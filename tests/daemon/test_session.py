@@ -11,8 +11,8 @@ from support.daemon import Machine, Place, written
 from support.peer import Peer, Refused, connect
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.acceptor import Acceptor
-from varstore_companion.daemon.main import VM_CONNECTIONS
 from varstore_companion.daemon.session import CHUNK, Session
+from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire import codec, messages
@@ -40,7 +40,7 @@ def frame(message: messages.RequestMessage, request_id: int = 77) -> bytes:
 
 
 def acceptor(place: Place, machine: Machine) -> Acceptor:
-    return place.daemon._sockets[machine.path][1]
+    return place.daemon._sockets.served[machine.path][1]
 
 
 async def ended(peer: Peer, code: ErrorCode) -> None:

@@ -15,7 +15,7 @@ from support.daemon import Machine, Place, written
 from support.stock import GET, GET_BY_UUID, GET_STATE, LOGIN, LOGOUT, MESSAGE, SET, SET_V2, WIRE_VM, Failed, S, V, Varstored
 from support.storemaker import TENANT_KEK, TENANT_PK, efi_time, make_store, scene, x509_list
 from support.varstored_model import SetRefused, VarstoredModel, sign_update
-from varstore_companion.daemon.vm import SECURE_BOOT_FAILED
+from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from support.daemon import MANIFEST, VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import keeping, rules, upstream
+from varstore_companion.daemon.alerts import STORE_DAMAGED
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
@@ -47,8 +48,9 @@ async def failed_and_kept(place: Place, machine: Machine, store: bytes, reason: 
     assert reason in (answer.detail or "")
     record = place.record(machine)
     assert (record.store, record.state) == (store, ON_BOOT)
-    await alerted(place, FAILED)
-    ((vm, alert),) = place.toolstack.alerts
+    is_damaged = "the store is damaged" in reason
+    await alerted(place, *([STORE_DAMAGED] if is_damaged else []), FAILED)
+    *_, (vm, alert) = place.toolstack.alerts
     assert vm == machine.vm
     assert reason in alert.body
     assert place.host.stats.updates_failed == 1

@@ -88,6 +88,10 @@ class MemoryToolstack:
         self._prepared[call].append((when, hang))
         return hang
 
+    def has_field(self, vm: UUID) -> bool | None:
+        record = self.vms.get(vm)
+        return None if record is None else record.state is not None
+
     async def read(self, vm: UUID) -> VmRecord:
         async with self._prepared_for("read"):
             return self._record(vm)

@@ -25,11 +25,8 @@ def main(arguments: list[str]) -> ExitCode:
     if options.json:
         output.print_json({"attachments": entries})
     else:
-        headings = ["vm", "socket", "report", "field", "last verdict", "connections", "upstream"]
-        keys = ["vm", "path", "report", "field", "last_verdict", "connections", "upstream"]
-        output.table(
-            [["-" if (value := entry.get(key)) is None else str(value) for key in keys] for entry in entries], headings
-        )
+        headings = ["vm", "socket", "report", "field", "last verdict", "connections", "boot", "upstream"]
+        output.table([_row(entry) for entry in entries], headings)
     return ExitCode.FINE
 
 
@@ -45,3 +42,12 @@ def attachments(client: Client) -> list[dict[str, Any]]:
         after = answer.next
         if after is None:
             return entries
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    keys = ("vm", "path", "report", "field", "last_verdict", "connections")
+    boot = "to come" if entry.get("boot_left") else None
+    if entry.get("updates_at_boot") is False:
+        boot = "never updates"
+    values = [*(entry.get(key) for key in keys), boot, entry.get("upstream")]
+    return ["-" if value is None else str(value) for value in values]

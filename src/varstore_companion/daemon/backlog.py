@@ -19,6 +19,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.held import digest_of
 from varstore_companion.daemon.host import Host
@@ -36,11 +37,9 @@ from varstore_companion.errors import (
 from varstore_companion.journal.backups import Why
 from varstore_companion.journal.entry import Entry
 from varstore_companion.journal.history import What
-from varstore_companion.toolstack.interface import Alert, VmRecord
+from varstore_companion.toolstack.interface import VmRecord
 
 log = logging.getLogger(__name__)
-
-SET_ASIDE = "VM_NVRAM_WRITE_SET_ASIDE"
 
 MAX_REPLACES = 64
 """Stores of which the toolstack may hold one, that an entry follows on: one more, and the entry is set aside."""
@@ -216,12 +215,7 @@ class Backlog:
         self._host.stats.set_aside += 1
         self._host.note(self._uuid, What.SET_ASIDE, after=store, backup=name, detail=reason)
         log.error("vm=%s a journaled store was set aside as %s and not delivered: %s", self._uuid, name, reason)
-        body = (
-            f"VM {self._uuid}: changes to its UEFI variables that were acknowledged while the toolstack was away were not "
-            f"brought to it: {reason}. They are kept as backup {name}; if they are what the VM should have, restore "
-            "that while it is off."
-        )
-        self._host.alert(self._uuid, Alert(SET_ASIDE, 2, body))
+        self._host.alert(self._uuid, alerts.set_aside(self._uuid, name, reason))
 
 
 def _replaces(entry: Entry, digest: bytes) -> bool:

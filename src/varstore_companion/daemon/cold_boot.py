@@ -8,6 +8,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.keeping import back_up
@@ -25,7 +26,7 @@ from varstore_companion.errors import (
 )
 from varstore_companion.journal.backups import Why
 from varstore_companion.journal.history import What
-from varstore_companion.toolstack.interface import Alert, VmRecord
+from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.check import State
 from varstore_companion.trust.plan import Plan
 from varstore_companion.trust.state import CertificatesState, Update
@@ -40,9 +41,6 @@ RETRY_SECONDS = 0.25
 """Between two tries to read the store while the toolstack is unavailable, as when it restarts."""
 DECISIONS = 4
 """How often a boot is decided anew because somebody else changed the store meanwhile."""
-
-UPDATED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED"
-UPDATE_FAILED = "VM_SECURE_BOOT_CERTIFICATES_UPDATE_FAILED"
 
 
 class BootOutcome(Enum):
@@ -195,12 +193,11 @@ class ColdBoot:
             self._host.note(self._uuid, What.NOTHING_TO_DO, store, rules=rules)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
-        changes = ", ".join(f"{change.action} {change.certificate.subject} in {change.variable}" for change in planned.changes)
+        changes = alerts.describe_changes(planned)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self._uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
         self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes, rules=rules)
-        body = f"VM {self._uuid}: its Secure Boot certificates were updated at boot: {changes}. PCR 7 changes with them."
-        self._host.alert(self._uuid, Alert(UPDATED, 4, body))
+        self._host.alert(self._uuid, alerts.updated(self._uuid, planned))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
 
     async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> str:
@@ -215,11 +212,7 @@ class ColdBoot:
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
         self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
-        body = (
-            f"VM {self._uuid}: its Secure Boot certificates were not updated at boot, which goes on with the old ones: "
-            f"{reason}. The VM stays marked for an update at its next boot."
-        )
-        self._host.alert(self._uuid, Alert(UPDATE_FAILED, 3, body))
+        self._host.alert(self._uuid, alerts.update_failed(self._uuid, reason))
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
     async def _tell_the_truth(self, record: VmRecord, store: bytes, deadline: float) -> Boot:

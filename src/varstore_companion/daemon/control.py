@@ -12,7 +12,7 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon import log as logs
-from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
+from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment, interposed
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.reload import Reloader
@@ -123,6 +123,8 @@ def _path(path: bytes) -> Path:
 
 
 def _attachment(request: messages.Attach) -> Attachment:
+    if request.interpose:
+        return interposed(request.vm, _path(request.path), resume=bool(request.resume))
     mode = DEFAULT_MODE if request.mode is None else request.mode
     upstream = None if request.upstream is None else _path(request.upstream)
     return Attachment(request.vm, _path(request.path), request.gid, mode, bool(request.resume), upstream)

@@ -1,7 +1,7 @@
 """What all VMs of the daemon share."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol, TypeVar
@@ -9,6 +9,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.held import Recent
 from varstore_companion.daemon.rules import Rules
@@ -36,6 +37,9 @@ class Drains(Protocol):
     def deliver(self, uuid: UUID) -> None:
         """See to it that what is pending for this VM is delivered."""
 
+    def wake(self, uuid: UUID) -> None:
+        """Try at once: the way to the toolstack has changed."""
+
 
 @dataclass(slots=True)
 class Host:
@@ -58,6 +62,7 @@ class Host:
     drainer: Drains | None = None
     stats: Stats = field(default_factory=Stats)
     recent: Recent = field(default_factory=Recent)
+    told: alerts.Told = field(default_factory=alerts.Told)
     _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(
         default_factory=lambda: trio.open_memory_channel[tuple[UUID, Alert]](ALERTS_WAITING)
     )
@@ -74,6 +79,11 @@ class Host:
         """See to it that what is pending for this VM is delivered, while the daemon runs."""
         if self.drainer is not None:
             self.drainer.deliver(vm)
+
+    def wake(self, vm: UUID) -> None:
+        """Have what is pending for this VM delivered at once: there is another way to its toolstack."""
+        if self.drainer is not None:
+            self.drainer.wake(vm)
 
     def note(
         self,
@@ -92,6 +102,13 @@ class Host:
         """
         name = (rules or self.rules).name
         self.history.note(vm, Event(self.now(), what, name, _digest(before), _digest(after), backup, detail))
+
+    def store_is_damaged(self, vm: UUID, reasons: Sequence[str]) -> None:
+        """Have the operator told of a damaged store, once for each VM and finding."""
+        alert = alerts.store_damaged(vm, reasons)
+        if self.told.is_news(vm, alert.body):
+            log.warning("vm=%s %s", vm, alert.body)
+            self.alert(vm, alert)
 
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""

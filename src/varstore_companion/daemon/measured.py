@@ -43,6 +43,10 @@ class MeasuredToolstack:
         """See `Toolstack.late_seconds`."""
         return self._inner.late_seconds
 
+    def has_field(self, vm: UUID) -> bool | None:
+        """See `Toolstack.has_field`."""
+        return self._inner.has_field(vm)
+
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         with self._measured("read"):

@@ -73,6 +73,8 @@ class Upstream:
             try:
                 report = check(record.store, self._host.rules.manifest)
                 self.report = report.state
+                if report.state is State.DAMAGED:
+                    self._host.store_is_damaged(self._uuid, report.reasons)
                 if report.outline is not None and report.outline.damage is None:
                     keys = read_keys(report.outline, None if self.known is None else self.known.keys)
             except Exception:

@@ -7,12 +7,12 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.backlog import Backlog, Mode
 from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
 from varstore_companion.daemon.upstream import Upstream, admitted
 from varstore_companion.daemon.verdicts import Verdicts
-from varstore_companion.efi.names import printable
 from varstore_companion.efi.outline import Outline
 from varstore_companion.errors import (
     JournalError,
@@ -23,7 +23,7 @@ from varstore_companion.errors import (
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
-from varstore_companion.toolstack.interface import Alert, VmRecord
+from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.check import State
 from varstore_companion.trust.plan import Plan
 from varstore_companion.trust.state import CertificatesState, Update
@@ -49,10 +49,6 @@ DECISIONS = 4
 """How often a write is decided anew because somebody else changed the store meanwhile."""
 SB_FAILURE_SECONDS = 60.0
 """At least between two alerts of one VM about Secure Boot: a guest must not fill the operator's list."""
-
-SECURE_BOOT_FAILED = "VM_SECURE_BOOT_FAILED"
-SECURE_BOOT_FAILED_TEXT = "The VM failed to pass Secure Boot verification."
-"""varstored's own words, with which the alert begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +278,11 @@ class Vm:
         before, now = self._alerted, trio.current_time()
         if now - before < SB_FAILURE_SECONDS:
             return
-        body = SECURE_BOOT_FAILED_TEXT + (f" {printable(detail)}" if detail else "")
         self._alerted = now
         delivered = False
         try:
             with trio.move_on_after(ALERT_SECONDS):
-                await self._host.toolstack.alert(self.uuid, Alert(SECURE_BOOT_FAILED, 5, body))
+                await self._host.toolstack.alert(self.uuid, alerts.secure_boot_failed(detail))
                 delivered = True
         finally:
             if not delivered:

@@ -49,6 +49,11 @@ class VmSocket:
         self._boots = BootRead(vm, left=fresh and not attachment.resume)
         self._stock = Stock(vm, self._boots, self._complaints)
 
+    @property
+    def boot_is_left(self) -> bool:
+        """Whether the next read of a peer that does not say why it reads is taken for the boot."""
+        return self._boots.left
+
     def session(self, stream: trio.SocketStream) -> FirstByte:
         """The session of one connection."""
         return FirstByte(stream, framed=self._framed, post=self._stock.session)

@@ -48,6 +48,10 @@ class EmbeddedToolstack:
         """None: a call to SQLite is not left before it is over, and a killed process takes it along."""
         return 0.0
 
+    def has_field(self, vm: UUID) -> bool | None:  # noqa: ARG002  every VM has
+        """See `Toolstack.has_field`."""
+        return True
+
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         return await self.reading(partial(self._database.read, vm))

@@ -70,6 +70,11 @@ class GuardToolstack:
         else:
             self._guards[vm] = _Guard(path, Seen(self._numbers))
 
+    def has_field(self, vm: UUID) -> bool | None:
+        """See `Toolstack.has_field`."""
+        guard = self._guards.get(vm)
+        return None if guard is None else guard.has_field
+
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         guard = self._guard(vm)
@@ -112,14 +117,15 @@ class GuardToolstack:
 
 
 class _Guard:
-    """One VM's guard. `seen`: the store last seen there."""
+    """One VM's guard. `seen`: the store last seen there; `has_field`: what it said when it was last asked for the field."""
 
-    __slots__ = ("_missing", "lock", "path", "seen")
+    __slots__ = ("_missing", "has_field", "lock", "path", "seen")
 
     def __init__(self, path: Path, seen: Seen) -> None:
         self.path = path
         self.seen = seen
         self.lock = trio.Lock()
+        self.has_field: bool | None = None
         self._missing = MissingCalls()
 
     async def read(self) -> VmRecord:
@@ -144,11 +150,13 @@ class _Guard:
     async def _state(self) -> CertificatesState | None:
         if GET_STATE in self._missing:
             return None
+        state = None
         try:
-            return state_in(await call(self.path, GET_STATE, SESSION, VM, may_be_missing=True))
+            state = state_in(await call(self.path, GET_STATE, SESSION, VM, may_be_missing=True))
         except UnknownCallError:
             self._missing.add(GET_STATE)
-            return None
+        self.has_field = state is not None
+        return state
 
     def _identity(self) -> tuple[int, int, int] | None:
         """The socket's file, which a guard makes anew when it starts: its number alone is given out again."""

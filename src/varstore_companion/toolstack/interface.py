@@ -49,6 +49,9 @@ class Toolstack(Protocol):
         0 where that is known to the adapter itself, which then does not leave the call before it is over.
         """
 
+    def has_field(self, vm: UUID) -> bool | None:
+        """Whether the VM has the field, None as long as nobody has asked. Without it nothing is updated at a boot."""
+
     async def read(self, vm: UUID) -> VmRecord:
         """Read the VM's store and field together (xapi: `VM.get_NVRAM`, `VM.get_secureboot_certificates_state`)."""
 

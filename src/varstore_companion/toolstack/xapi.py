@@ -50,6 +50,7 @@ class XapiToolstack:
         self._logins = 0
         self._login_lock = trio.Lock()
         self._missing = MissingCalls()
+        self._has_field: bool | None = None
         self._closed = False
         self._late_seconds = late_seconds
 
@@ -62,6 +63,10 @@ class XapiToolstack:
     def late_seconds(self) -> float:
         """See `Toolstack.late_seconds`."""
         return self._late_seconds
+
+    def has_field(self, vm: UUID) -> bool | None:  # noqa: ARG002  xapi is one for all
+        """See `Toolstack.has_field`."""
+        return self._has_field
 
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
@@ -146,11 +151,13 @@ class XapiToolstack:
         self._missing.look(self._logins)
         if GET_STATE in self._missing:
             return None
+        state = None
         try:
-            return state_in(await self._call(GET_STATE, reference))
+            state = state_in(await self._call(GET_STATE, reference))
         except UnknownCallError:
             self._missing.add(GET_STATE)
-            return None
+        self._has_field = state is not None
+        return state
 
     async def _set(self, reference: str, text: str, update: Update) -> None:
         self._missing.look(self._logins)

@@ -256,7 +256,8 @@ class Attach(RequestMessage):
     """Make the VM's socket `path` and serve it.
 
     `gid`: the socket's group; `mode`: its permission bits, 0660 when absent; `upstream`: the guard's socket of this
-    VM; `resume`: the VM is being resumed or migrated, so that no read through this socket counts as a cold boot.
+    VM; `resume`: the VM is being resumed or migrated, so that no read through this socket counts as a cold boot;
+    `interpose`: `path` is the guard's socket, which is taken over in its place, with its owner, group and mode.
     """
 
     TYPE: ClassVar = 0x0100
@@ -267,6 +268,12 @@ class Attach(RequestMessage):
     mode: Annotated[int | None, Tag(4, Number(4, 0, MAX_MODE))] = None
     upstream: Annotated[bytes | None, Tag(5, Path(MAX_PATH))] = None
     resume: Annotated[bool | None, Tag(6, Flag())] = None
+    interpose: Annotated[bool | None, Tag(7, Flag())] = None
+
+    def flaw(self) -> str | None:
+        """What is wrong between the fields."""
+        given = [name for name in ("gid", "mode", "upstream") if getattr(self, name) is not None]
+        return f"interpose and {given[0]}" if self.interpose and given else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +286,7 @@ class AttachAnswer(AnswerMessage):
 
 @dataclass(frozen=True, slots=True)
 class Detach(RequestMessage):
-    """Stop serving the socket and remove it."""
+    """Stop serving the socket and remove it; one that was interposed is given back to its guard."""
 
     TYPE: ClassVar = 0x0101
     SOCKETS: ClassVar = _CONTROL_ONLY
@@ -288,7 +295,7 @@ class Detach(RequestMessage):
 
 @dataclass(frozen=True, slots=True)
 class DetachAnswer(AnswerMessage):
-    """The socket is gone. `already`: it was not attached."""
+    """The socket is gone, or the guard's again. `already`: it was not attached."""
 
     TYPE: ClassVar = Detach.TYPE | ANSWER_BIT
     already: Annotated[bool, Tag(1, Flag())]
