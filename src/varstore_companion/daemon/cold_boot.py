@@ -12,6 +12,7 @@ from varstore_companion.daemon import alerts
 from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.keeping import back_up
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.upstream import Upstream
 from varstore_companion.daemon.verdicts import Occasion
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
@@ -179,9 +180,10 @@ class ColdBoot:
     async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
         staging = self._host.staging
-        planned = self._plan(store)
+        rules = self._host.rules
+        planned = rules.plan(store)
         if planned.refused is not None:
-            return self._failed(record, store, planned.refused)
+            return self._failed(record, store, planned.refused, rules)
         has_turn = False
         with trio.move_on_at(deadline - UPDATE_SECONDS):
             await staging.gate.enter()
@@ -191,11 +193,11 @@ class ColdBoot:
         try:
             if staging.paused is not None:
                 return self._held_back(record, store, f"updates are paused on this host: {staging.paused.reason}")
-            return await self._carry_out(planned, record, store, deadline)
+            return await self._carry_out(planned, rules, record, store, deadline)
         finally:
             staging.gate.leave()
 
-    async def _carry_out(self, planned: Plan, record: VmRecord, store: bytes, deadline: float) -> Boot:
+    async def _carry_out(self, planned: Plan, rules: Rules, record: VmRecord, store: bytes, deadline: float) -> Boot:
         backup: str | None = None
         try:
             if planned.changes:
@@ -205,12 +207,12 @@ class ColdBoot:
             raise
         except (CompanionError, OSError) as error:
             self._trouble(str(error))
-            return self._failed(record, store, str(error))
+            return self._failed(record, store, str(error), rules)
         self._upstream.see(VmRecord(planned.store, CertificatesState.OK, generation))
         if not planned.changes:
             log.info("vm=%s marked, and nothing to do: the mark is ended", self._uuid)
             self._remember(BootOutcome.NOTHING_TO_DO, None)
-            self._host.note(self._uuid, What.NOTHING_TO_DO, store)
+            self._host.note(self._uuid, What.NOTHING_TO_DO, store, rules=rules)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
         self._host.staging.succeeded()
@@ -218,7 +220,7 @@ class ColdBoot:
         changes = alerts.describe_changes(planned)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self._uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
-        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes)
+        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes, rules=rules)
         self._host.alert(self._uuid, alerts.updated(self._uuid, planned))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
 
@@ -247,13 +249,13 @@ class ColdBoot:
             return await back_up(self._host, self._uuid, store, planned, Why.UPDATE)
         raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
-    def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+    def _failed(self, record: VmRecord, store: bytes, reason: str, rules: Rules | None = None) -> Boot:
         # It goes into the log, the list and the answer, and a guest's store can make it long.
         reason = clip(printable(reason), MAX_TEXT)
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
-        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason)
+        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
         self._host.alert(self._uuid, alerts.update_failed(self._uuid, reason))
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
@@ -280,9 +282,6 @@ class ColdBoot:
         verdict = None if outcome is BootOutcome.FAILED else Update.YES
         reason = outcome.value if detail is None else f"{outcome.value}: {detail}"
         self._upstream.verdicts.add(now, Occasion.UPDATE, verdict, reason)
-
-    def _plan(self, store: bytes) -> Plan:
-        return self._host.rules.plan(store)
 
 
 class _UpdateFailedError(CompanionError):

@@ -103,9 +103,14 @@ class Host:
         *,
         backup: str | None = None,
         detail: str | None = None,
+        rules: Rules | None = None,
     ) -> None:
-        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id."""
-        self.history.note(vm, Event(self.now(), what, self.rules.name, _digest(before), _digest(after), backup, detail))
+        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id.
+
+        `rules`: what was decided with, where they may have been replaced since.
+        """
+        name = (rules or self.rules).name
+        self.history.note(vm, Event(self.now(), what, name, _digest(before), _digest(after), backup, detail))
 
     def store_is_damaged(self, vm: UUID, reasons: Sequence[str]) -> None:
         """Have the operator told of a damaged store, once for each VM and finding."""
