@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# For each fuzzer of tests/fuzz/fuzzers.txt.
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
@@ -19,6 +21,9 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	@$(BIN)/python -I tests/benchmarks/run.py
 
+fuzz: $(VENV)/.fuzz
+	@$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -32,3 +37,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.fuzz: pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo
