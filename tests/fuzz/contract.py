@@ -62,6 +62,11 @@ class Target:
         raise AssertionError(f"{taken / 1e6:.0f} ms for {len(data):,} bytes, at most {allowed / 1e6:.0f}")
 
 
+def piece(data: bytes, size: int) -> int:
+    """The bytes of each piece when `data` comes in pieces of `size`, in not many more than a hundred of them."""
+    return max(size, len(data) // 100, 1)
+
+
 def files(folder: Path, name: str) -> list[Path]:
     """The inputs that are kept for a target."""
     return sorted(path for path in (folder / name).glob("*") if path.is_file())

@@ -1,6 +1,7 @@
 """Fuzzes one target with Atheris: `python one.py NAME [libFuzzer's options and folders]`. Needs the extra `fuzz`."""
 
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def main() -> None:
             Path(f"{prefix}crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
             raise
 
-    atheris.Setup([sys.argv[0], f"-max_len={target.limit}", *options], test_one_input)
+    # A merge runs this again, by the shell.
+    itself = shlex.join([sys.executable, __file__, target.name])
+    atheris.Setup([itself, f"-max_len={target.limit}", *options], test_one_input)
     atheris.Fuzz()
 
 

@@ -105,7 +105,7 @@ def minimise(fuzzer: Fuzzer) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with (fuzzer.work / "log").open("wb") as log:
         status = _call(fuzzer.filled_in(f"-merge=1 {{work}}/minimised {FOLDERS}"), log)
-    if status:
+    if status or not any(new.iterdir()):
         raise SystemExit(f"{fuzzer.name}: the merge failed, see {fuzzer.work / 'log'}")
     for path in fuzzer.corpus.iterdir():
         path.unlink()

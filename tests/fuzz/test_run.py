@@ -76,8 +76,9 @@ def test_the_minimised_corpus_takes_the_place_of_the_old_one(play: Play) -> None
     assert [path.name for path in fuzzer.corpus.iterdir()] == ["newer"]
 
 
-def test_a_merge_that_fails_leaves_the_corpus(play: Play) -> None:
-    fuzzer = play("raise SystemExit(1)")
+@pytest.mark.parametrize("program", ["raise SystemExit(1)", "pass"], ids=["status", "nothing"])
+def test_a_merge_that_fails_leaves_the_corpus(play: Play, program: str) -> None:
+    fuzzer = play(program)
     with pytest.raises(SystemExit, match="the merge failed"):
         run.minimise(fuzzer)
     assert [path.name for path in fuzzer.corpus.iterdir()] == ["one"]

@@ -9,7 +9,7 @@ from typing import Self, cast
 
 import trio
 
-from fuzz.contract import Target
+from fuzz.contract import Target, piece
 from support.stock import http, login, request
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import HttpSession
@@ -80,9 +80,8 @@ async def _answer(document: bytes) -> bytes:
 def server(data: bytes) -> None:
     """The first byte chooses whether one answer ends the session, and how the rest is cut: which makes no difference."""
     choice, sent = data[:1] or b"\0", data[1:]
-    whole, pieces = (
-        _answers_in(_serve(sent, size, single=bool(choice[0] & 1))) for size in (len(sent) or 1, SIZES[choice[0] >> 1 & 3])
-    )
+    sizes = (len(sent) or 1, piece(sent, SIZES[choice[0] >> 1 & 3]))
+    whole, pieces = (_answers_in(_serve(sent, size, single=bool(choice[0] & 1))) for size in sizes)
     assert whole == pieces
 
 
@@ -124,7 +123,7 @@ def client(data: bytes) -> None:
     """The first byte chooses how the rest, an answer, is cut: which makes no difference."""
     choice, sent = data[:1] or b"\0", data[1:]
     whole = _ask(sent, len(sent) or 1)
-    assert _ask(sent, SIZES[choice[0] >> 1 & 3]) == whole
+    assert _ask(sent, piece(sent, SIZES[choice[0] >> 1 & 3])) == whole
 
 
 def _ask(data: bytes, size: int) -> tuple[int, bytes] | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fuzz.contract import Target
+from fuzz.contract import Target, piece
 from support.wire_vectors import chunks, feed, hello, open_pair, vectors
 from varstore_companion.wire.codec import LAYOUTS, decode, encode
 from varstore_companion.wire.connection import Answer, BadRequest, Connection, Ended, Event, Failure, Request
@@ -32,7 +32,7 @@ def server(data: bytes) -> None:
         return open_pair(socket)[1] if choice[0] & 2 else Connection(Role.SERVER, socket=socket)
 
     seen, whole = _outcome(fresh(), stream, len(stream) or 1)
-    assert _outcome(fresh(), stream, SIZES[choice[0] >> 2 & 3])[1] == whole
+    assert _outcome(fresh(), stream, piece(stream, SIZES[choice[0] >> 2 & 3]))[1] == whole
     assert whole[1] in (State.CLOSED, State.DRAINING)
     for event in seen:
         match event:
@@ -67,7 +67,7 @@ def client(data: bytes) -> None:
         return asking
 
     seen, whole = _outcome(fresh(), stream, len(stream) or 1)
-    assert _outcome(fresh(), stream, SIZES[choice[0] >> 2 & 3])[1] == whole
+    assert _outcome(fresh(), stream, piece(stream, SIZES[choice[0] >> 2 & 3]))[1] == whole
     assert whole[1] is State.CLOSED
     for event in seen:
         if isinstance(event, Answer):
