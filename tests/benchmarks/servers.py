@@ -13,14 +13,13 @@ from uuid import UUID
 import trio
 
 from benchmarks import stores
+from support.journals import host_in
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
-from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon
 from varstore_companion.daemon.session import CHUNK
 from varstore_companion.files import load_manifest
-from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import Loaded
 from varstore_companion.trust.state import CertificatesState, Update
 
@@ -41,7 +40,7 @@ async def daemon(folder: Path) -> None:
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
     toolstack = ForgetfulToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
-    host = Host(toolstack, load_manifest(), {}, Backups(folder / "backups"), time)
+    host = host_in(folder, toolstack, load_manifest(), {}, time)
     control = listen.bind(folder / "control", mode=0o600)
     served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", control)
     async with trio.open_nursery() as nursery:

@@ -9,14 +9,13 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
-from support.daemon import MANIFEST, NOW, DirectBackups, Machine, certcheck, loaded, updated, written
+from support.daemon import Machine, certcheck, loaded, still_host, updated, written
 from support.fake_guard import GUARDS_ALERT, Guard, Server, VmModel, Xapi, serving
 from support.peer import Refused, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import attachments, listen
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
-from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon, opened
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.toolstack.guard import GuardToolstack
@@ -47,8 +46,7 @@ class Place:
         self.folder = folder
         self.nursery = nursery
         self.toolstack = GuardToolstack(count(1))
-        backups = DirectBackups(folder / "backups")
-        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, backups, lambda: NOW, upstreams=self.toolstack)
+        self.host = still_host(folder, self.toolstack, upstreams=self.toolstack)
         self.control = folder / "control"
         self.saved = folder / "attached.json"
         self.daemon = Daemon(self.host, loaded(), self.saved, listen.bind(self.control, mode=0o600))
@@ -182,17 +180,18 @@ async def test_a_lost_update_that_was_not_made_boots_the_old_store(place: Place)
     assert (guard.model.store, guard.model.state) == (old, ON_BOOT)
 
 
-async def test_a_write_while_the_guard_is_away_fails_and_can_be_repeated(place: Place) -> None:
+async def test_a_write_while_the_guard_is_away_is_acknowledged_and_delivered(place: Place) -> None:
     machine, guard, server = await place.machine(scene("ms2011").blob, ON_BOOT)
     await machine.boot(Reason.TOOL)
     server.stop()
     await trio.testing.wait_all_tasks_blocked()
-    with pytest.raises(Refused) as refused:
-        await machine.put(written("ms2011", 1))
-    assert refused.value.try_again
+    assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
     await place.nursery.start(server.run)
-    await machine.put(written("ms2011", 1))
-    assert guard.model.store == written("ms2011", 1)
+    vm = place.daemon.vm(machine.vm)
+    with trio.fail_after(10):
+        await vm.flush()
+    assert vm.is_direct
+    assert (guard.model.store, guard.model.state) == (written("ms2011", 1), ON_BOOT)
 
 
 async def test_a_resumed_vm_is_never_updated(place: Place) -> None:

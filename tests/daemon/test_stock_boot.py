@@ -9,7 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from support.daemon import Machine, Place, updated, written
 from support.stock import Failed, Varstored
 from support.storemaker import scene
-from varstore_companion.daemon.vm import BOOT_SECONDS, RETRY_SECONDS, UPDATE_FAILED, UPDATED
+from varstore_companion.daemon.cold_boot import RETRY_SECONDS, UPDATE_FAILED, UPDATED
+from varstore_companion.daemon.vm import BOOT_SECONDS
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update

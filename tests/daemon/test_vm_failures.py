@@ -2,9 +2,8 @@
 
 import errno
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from uuid import UUID
+from types import ModuleType
 
 import pytest
 import trio
@@ -12,7 +11,7 @@ from trio.testing import MockClock
 
 from support.daemon import VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
-from varstore_companion.daemon import vm as vm_module
+from varstore_companion.daemon import cold_boot, keeping, upstream
 from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
@@ -113,7 +112,7 @@ async def test_a_backup_that_the_disk_does_not_take(place: Place, code: int, mon
 
 
 async def test_a_backup_that_hangs(place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def keep(_vm: UUID, _store: bytes, _plan: Mapping[str, object], _now: float) -> str:
+    async def keep(*_: object, **__: object) -> str:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -238,13 +237,13 @@ def _bug(*_: object, **__: object) -> object:
     raise IndexError("a store nobody thought of")
 
 
-@pytest.mark.parametrize("where", ["plan", "describe_plan"])
+@pytest.mark.parametrize(("module", "name"), [(cold_boot, "plan"), (keeping, "describe_plan"), (keeping, "describe_report")])
 async def test_a_bug_in_planning_stops_no_boot(
-    place: Place, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Place, module: ModuleType, name: str, *, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = scene("ms2011").blob
     machine = await place.machine(store, ON_BOOT)
-    monkeypatch.setattr(vm_module, where, _bug)
+    monkeypatch.setattr(module, name, _bug)
     await failed_and_kept(place, machine, store, "an error inside the daemon")
     assert place.toolstack.writes == []
     assert "a store nobody thought of" in caplog.text
@@ -257,7 +256,7 @@ async def test_a_bug_in_the_report_stops_no_start(
 ) -> None:
     store = scene("ms2011").blob
     machine = await place.machine(store, AVAILABLE)
-    monkeypatch.setattr(vm_module, where, _bug)
+    monkeypatch.setattr(upstream, where, _bug)
     answer = await machine.boot(reason)
     assert (answer.outcome, answer.store) == (Outcome.NOT_ASKED, store)
     assert place.toolstack.writes == []

@@ -60,6 +60,7 @@ class MemoryToolstack:
         self.calls: Counter[Call] = Counter()
         self.counters: Counter[str] = Counter()
         self.closed = False
+        self.late_seconds = 0.0
         self._prepared: dict[Call, deque[tuple[When, Exception | Hang]]] = {
             "read": deque(),
             "write": deque(),

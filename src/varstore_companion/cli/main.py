@@ -17,12 +17,15 @@ PROGRAM = "varstore-companion"
 COMMANDS = {
     "inspect": "report on a store: state, missing certificates, findings, variables",
     "plan": "show what an update would do to a store or to a VM",
-    "apply": "write the updated store to another file",
+    "apply": "write the updated store to another file, or in place",
     "serve": "run the daemon",
     "attach": "have the daemon serve a VM's socket",
     "detach": "have the daemon stop serving a socket",
     "list": "list the attached sockets",
     "status": "show what the daemon does, or what it knows of one VM",
+    "backups": "list the stores that were kept before something replaced them",
+    "restore": "bring back a store that was kept, for a VM that is shut down",
+    "history": "show what was done to a VM's store",
     "vm": "look at and change the VMs of the embedded toolstack",
     "demo": "tell the whole story on the embedded toolstack, in a temporary folder",
 }

@@ -8,6 +8,7 @@ from varstore_companion import strict_toml
 from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
 from varstore_companion.paths import CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
+from varstore_companion.toolstack.remote import LATE_SECONDS
 
 FILE_LIMIT = 65_536
 TOOLSTACKS = ("embedded", "guard", "xapi")
@@ -19,8 +20,9 @@ class Settings:
 
     `certificates`: a folder with more certificate bodies; `auth_dir`: where varstored's `.auth` files are; `manifest`: a file
     instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
-    manifest's; `xapi`: xapi's own socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers
-    xapi's clients, nowhere unless it is given.
+    manifest's; `late_seconds`: for how long a guard or xapi may still carry out a call that was given up; `xapi`: xapi's own
+    socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers xapi's clients, nowhere unless
+    it is given.
     """
 
     control: Path = CONTROL
@@ -31,6 +33,7 @@ class Settings:
     auth_dir: Path = VARSTORED_AUTH
     manifest: Path | None = None
     headroom: int | None = None
+    late_seconds: int = int(LATE_SECONDS)
     xapi_socket: Path | None = None
 
 
@@ -56,6 +59,7 @@ def load(path: Path) -> Settings:
         auth_dir=a_path("auth_dir", default.auth_dir),
         manifest=Path(table.text("manifest")) if "manifest" in table else None,
         headroom=table.integer("headroom") if "headroom" in table else None,
+        late_seconds=table.integer("late_seconds") if "late_seconds" in table else default.late_seconds,
         xapi_socket=Path(table.text("xapi_socket")) if "xapi_socket" in table else None,
     )
     table.finish()

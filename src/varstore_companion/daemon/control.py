@@ -12,6 +12,7 @@ import trio
 
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.describe import describe_plan
@@ -43,6 +44,10 @@ class Operations(Protocol):
 
     def vm(self, uuid: UUID) -> Vm:
         """The daemon's side of a VM, attached or not."""
+
+    @property
+    def recovery(self) -> Recovery:
+        """Backups, histories and restores."""
 
 
 def peer_uid(stream: trio.SocketStream) -> int:
@@ -89,6 +94,8 @@ class Control:
                 if plan is None:
                     raise RequestRefusedError(ErrorCode.INVALID_ARGUMENT, f"VM {uuid} has no store yet: it has not booted")
                 return messages.PlanAnswer(json.dumps(describe_plan(plan)))
+            case messages.Restore() | messages.Backups() | messages.History():
+                return await operations.recovery.answer(request)
         raise RequestRefusedError(ErrorCode.NOT_HERE, f"{type(request).__name__} is not for the control socket")
 
 

@@ -15,13 +15,15 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, http_server, listen, toolstacks
+from varstore_companion.daemon import attachments, http_server, journals, listen, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.control import Control
+from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
@@ -29,6 +31,7 @@ from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import History
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
@@ -65,9 +68,13 @@ class Daemon:
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
         self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
+        # Those that serve a last request of a connection though their sockets are gone.
+        self._stopped: list[tuple[UUID, Acceptor]] = []
+        self.recovery = Recovery(host, self.vm, self._in_use)
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
         self._nursery: trio.Nursery | None = None
+        self._drainer: Drainer | None = None
         self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -76,7 +83,13 @@ class Daemon:
             self._nursery = nursery
             self._host.nursery = nursery
             nursery.start_soon(self._send_alerts, name="alerts")
+            await nursery.start(self._host.journal.run, name="journal")
+            self._drainer = self._host.drainer = Drainer(self.vm, nursery)
+            nursery.start_soon(self._host.history.write_all, name="history")
+            nursery.start_soon(self._host.backups.expire, self._host.now(), name="old backups")
             await self._bring_back()
+            for entry in self._host.journal.entries():
+                self._drainer.deliver(entry.vm)
             control = Control(self, _owners())
             self._control = Acceptor(
                 self._control_bound,
@@ -96,13 +109,14 @@ class Daemon:
             await trio.sleep_forever()
 
     async def stop(self) -> None:
-        """Accept nothing more; wait until each connection has finished its request and the alerts have been sent."""
+        """Accept nothing more; wait until each connection has finished its request, and alerts and histories are out."""
         acceptors = list(self._acceptors())
         for acceptor in acceptors:
             acceptor.stop()
         for acceptor in acceptors:
             await acceptor.emptied()
         self._host.end_alerts()
+        await self._host.history.finish()
         await self._alerts_sent.wait()
 
     @property
@@ -136,7 +150,7 @@ class Daemon:
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
                 self._serve(attachment, fresh=False)
-                there[1].stop()
+                self._stop(attachment.vm, there[1])
                 return False
             self._serve(attachment, fresh=True)
             try:
@@ -144,11 +158,16 @@ class Daemon:
             except OSError as error:
                 self._drop(attachment.path)
                 raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+        if self._drainer is not None:
+            self._drainer.wake(attachment.vm)
         log.info("vm=%s attached %s", attachment.vm, attachment.path)
         return False
 
     async def detach(self, path: Path) -> bool:
         """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`."""
+        there = self._sockets.get(path)
+        if there is not None and self._host.upstreams is not None:
+            await self.vm(there[0].vm).flush()
         async with self._changing:
             if path not in self._sockets:
                 return False
@@ -184,7 +203,7 @@ class Daemon:
         manifest = self._host.manifest
         return {
             "version": __version__,
-            "mode": "direct",
+            **journals.describe(self._host.journal, self._drainer),
             "toolstack": self._host.toolstack.name,
             "manifest": f"{manifest.name} {manifest.revision}",
             "certificates": {
@@ -256,13 +275,26 @@ class Daemon:
 
     def _drop(self, path: Path) -> Attachment:
         attachment, acceptor = self._sockets.pop(path)
-        acceptor.stop()
+        self._stop(attachment.vm, acceptor)
         acceptor.bound.unlink()
         if self._host.upstreams is not None:
             # A VM that migrates on its host has two sockets for a while, each with its own upstream.
             left = [other.upstream for other, _ in self._sockets.values() if other.vm == attachment.vm]
             self._host.upstreams.set_upstream(attachment.vm, left[-1] if left else None)
         return attachment
+
+    def _stop(self, vm: UUID, acceptor: Acceptor) -> None:
+        acceptor.stop()
+        self._stopped = [each for each in (*self._stopped, (vm, acceptor)) if each[1].connections]
+
+    def _in_use(self, vm: UUID) -> str | None:
+        """What shows that a VM may be running; None when nothing does."""
+        paths = [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
+        if paths:
+            return f"{', '.join(paths)} is attached: shut the VM down and detach it"
+        if any(each == vm and acceptor.connections for each, acceptor in self._stopped):
+            return "a request of its varstored is still being carried out"
+        return None
 
     def _confirm_upstream(self, attachment: Attachment) -> None:
         name = self._host.toolstack.name
@@ -278,6 +310,7 @@ class Daemon:
 def _describe_vm(vm: Vm) -> dict[str, object]:
     last = vm.last_update
     return {
+        "delivery": vm.mode.value,
         "report": vm.report,
         "field": vm.field,
         "last_verdict": vm.last_verdict,
@@ -316,8 +349,21 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
             if certificate.sha256 not in loaded.bodies:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
         async with toolstacks.opened(settings, manifest) as chosen:
-            backups = Backups(settings.state_dir / "backups")
-            host = Host(chosen.toolstack, manifest, loaded.bodies, backups, time, settings.headroom, chosen.upstreams)
+            backups, history = Backups(settings.state_dir / "backups"), History(settings.state_dir / "history")
+            journal = await journals.opened(settings.state_dir / "journal")
+            ledger = journals.opened_ledger(settings.state_dir / "ledger") if chosen.toolstack.late_seconds else None
+            host = Host(
+                chosen.toolstack,
+                manifest,
+                loaded.bodies,
+                backups,
+                history,
+                journal,
+                time,
+                settings.headroom,
+                chosen.upstreams,
+                ledger=ledger,
+            )
             _make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
                 control = sockets.enter_context(_listening(settings.control))

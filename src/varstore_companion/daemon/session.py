@@ -31,6 +31,7 @@ from varstore_companion.wire.messages import (
     Mark,
     PutStore,
     RequestMessage,
+    Restore,
     SbFailure,
     Socket,
 )
@@ -51,7 +52,7 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ToolstackConflictError, ErrorCode.CONFLICT),
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
-_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark)
+_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore)
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 

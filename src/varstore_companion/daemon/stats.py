@@ -14,6 +14,9 @@ class Stats:
     updates_failed: int = 0
     writes: dict[Update, int] = field(default_factory=lambda: dict.fromkeys(Update, 0))
     refused: int = 0
+    journaled: int = 0
+    delivered: int = 0
+    set_aside: int = 0
     secure_boot_failures: int = 0
     connections_refused: int = 0
     alerts_dropped: int = 0

@@ -51,10 +51,10 @@ async def opened(settings: Settings, manifest: Manifest) -> AsyncIterator[Chosen
 async def _chosen(settings: Settings, manifest: Manifest) -> Chosen:
     match settings.toolstack:
         case "guard":
-            guard = GuardToolstack()
+            guard = GuardToolstack(late_seconds=settings.late_seconds)
             return Chosen(guard, upstreams=guard)
         case "xapi":
-            return Chosen(XapiToolstack(settings.xapi))
+            return Chosen(XapiToolstack(settings.xapi, late_seconds=settings.late_seconds))
     derive = partial(derived_state, manifest=manifest)
     operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
     # An upgrade of the file can take seconds.

@@ -6,11 +6,12 @@ import trio
 
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.boot_read import BootRead, fitting
+from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.first_byte import FirstByte
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.stock import Stock
-from varstore_companion.daemon.vm import BootOutcome, Vm
+from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.state import Update
 from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
@@ -67,8 +68,9 @@ class VmSocket:
                 return messages.PingAnswer(data)
             case messages.PutStore(store=store):
                 self._boots.runs()
-                verdict, generation = await vm.put(store)
-                return messages.PutStoreAnswer(_VERDICTS[verdict.update], messages.Durable.TOOLSTACK, generation)
+                written = await vm.put(store)
+                durable = messages.Durable.JOURNAL if written.journaled else messages.Durable.TOOLSTACK
+                return messages.PutStoreAnswer(_VERDICTS[written.verdict.update], durable, written.generation)
             case messages.GetStore(reason=messages.Reason.BOOT) if not self._attachment.resume:
                 return await self._boot()
             case messages.GetStore(reason=reason):

@@ -16,7 +16,7 @@ import trio
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.toolstack.nvram import text_of
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
+from varstore_companion.toolstack.remote import LATE_SECONDS, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import UnknownCallError
 from varstore_companion.trust.state import CertificatesState, Update
 
@@ -44,16 +44,22 @@ class GuardToolstack:
     read come from two calls, so a change from elsewhere can fall between them.
     """
 
-    def __init__(self, numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, numbers: Iterator[int] | None = None, *, late_seconds: float = LATE_SECONDS) -> None:
         # From the clock, so that a restarted daemon's generations go on growing.
         self._numbers = count(time.time_ns() // 1_000_000) if numbers is None else numbers
         self._guards: dict[UUID, _Guard] = {}
         self._closed = False
+        self._late_seconds = late_seconds
 
     @property
     def name(self) -> str:
         """As in `serve --toolstack`."""
         return "guard"
+
+    @property
+    def late_seconds(self) -> float:
+        """See `Toolstack.late_seconds`."""
+        return self._late_seconds
 
     def set_upstream(self, vm: UUID, path: Path | None) -> None:
         """The VM's guard is at `path` from now on; None forgets the VM. Calls that have begun go on where they are."""

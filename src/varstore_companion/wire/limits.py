@@ -48,7 +48,7 @@ MAX_JSON: Final = 245_760
 """Bytes of UTF-8. What is left of a payload when its other fields have what they may need."""
 
 MAX_LIST: Final = 1_000
-"""Attachments on one page."""
+"""Entries of one page, as attachments."""
 
 MAX_MODE: Final = 0o777
 MAX_GID: Final = 0xFFFF_FFFE

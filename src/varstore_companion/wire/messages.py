@@ -366,6 +366,64 @@ class PlanAnswer(AnswerMessage):
 
 
 @dataclass(frozen=True, slots=True)
+class Restore(RequestMessage):
+    """Bring back a store of a VM that does not run. `backup`: the id of one, the newest when absent."""
+
+    TYPE: ClassVar = 0x0106
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    vm: Annotated[UUID, Tag(1, Uuid())]
+    backup: Annotated[str | None, Tag(2, Text(1, MAX_NAME))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAnswer(AnswerMessage):
+    """The store is durable. What was brought back and what was kept, as JSON."""
+
+    TYPE: ClassVar = Restore.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+
+
+@dataclass(frozen=True, slots=True)
+class Backups(RequestMessage):
+    """One page of the backups, of one VM or of all. `after`, `limit`: as for `List`."""
+
+    TYPE: ClassVar = 0x0107
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    vm: Annotated[UUID | None, Tag(1, Uuid())] = None
+    after: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+    limit: Annotated[int | None, Tag(3, Number(4, 1, MAX_LIST))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupsAnswer(AnswerMessage):
+    """One page as JSON. `next`: absent on the last page."""
+
+    TYPE: ClassVar = Backups.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+    next: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class History(RequestMessage):
+    """One page of what was done to a VM's store. `after`, `limit`: as for `List`."""
+
+    TYPE: ClassVar = 0x0108
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    vm: Annotated[UUID, Tag(1, Uuid())]
+    after: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+    limit: Annotated[int | None, Tag(3, Number(4, 1, MAX_LIST))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryAnswer(AnswerMessage):
+    """One page as JSON. `next`: absent on the last page."""
+
+    TYPE: ClassVar = History.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+    next: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorAnswer(Message):
     """A request that was not carried out, or, with request id 0, the end of the connection.
 
