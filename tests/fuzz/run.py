@@ -15,13 +15,14 @@ from typing import BinaryIO
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-WORK = ROOT / "build" / "fuzz"
+WORK = ROOT / "build" / "fuzzing"
 CORPUS = HERE / "corpus"
 LIST = HERE / "fuzzers.txt"
 
-EXECUTED = re.compile(rb"stat::number_of_executed_units: (\d+)")
-FINDINGS = ("crash-", "timeout-", "oom-", "leak-", "slow-unit-")
-"""How libFuzzer names what it finds."""
+EXECUTED = re.compile(rb"stat::number_of_executed_units: (\d+)|(\d+) executions in ")
+"""How libFuzzer counts, and how a fuzzer of our own does; one may run several in a row."""
+FINDINGS = ("found-", "crash-", "timeout-", "oom-", "leak-", "slow-unit-")
+"""How fuzzers name what they find; the second and the others are libFuzzer's."""
 LIBFUZZER = "-max_total_time={seconds} -print_final_stats=1 -rss_limit_mb=1024 -timeout=20 -artifact_prefix={work}/"
 """Bounds on what one input may take, beside the target's own: those find what hangs for good."""
 FOLDERS = "{work}/corpus {corpus} --seeds={work}/seeds"
@@ -68,15 +69,14 @@ def fuzzers() -> list[Fuzzer]:
 def fuzz(fuzzer: Fuzzer, seconds: int) -> tuple[tuple[str, ...], bool]:
     """Run one; its row of the table, and whether it ended without a finding."""
     before = set(_found(fuzzer))
-    for folder in (fuzzer.work / "corpus", fuzzer.corpus):
-        folder.mkdir(parents=True, exist_ok=True)
+    (fuzzer.work / "corpus").mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     command = fuzzer.filled_in(f"{LIBFUZZER} {FOLDERS}", seconds)
     with (fuzzer.work / "log").open("wb") as log:
         status = _call(command, log)
     taken = time.monotonic() - begun
     output = (fuzzer.work / "log").read_bytes()
-    counts = [int(each) for each in EXECUTED.findall(output)]
+    counts = [int(count or other) for count, other in EXECUTED.findall(output)]
     found = sorted(set(_found(fuzzer)) - before)
     if status or not counts:
         sys.stderr.write(f"{fuzzer.name}: status {status}; {fuzzer.work / 'log'} ends with\n")
@@ -84,7 +84,7 @@ def fuzz(fuzzer: Fuzzer, seconds: int) -> tuple[tuple[str, ...], bool]:
     for path in found:
         sys.stderr.write(f"{fuzzer.name}: found {path}\n")
     executed = sum(counts)
-    inputs = [path.stat().st_size for path in fuzzer.corpus.iterdir()]
+    inputs = [path.stat().st_size for path in fuzzer.corpus.glob("*")]
     row = (
         fuzzer.name,
         f"{executed:,}",
@@ -129,7 +129,7 @@ def _found(fuzzer: Fuzzer) -> list[Path]:
 
 def _call(command: Sequence[str], log: BinaryIO) -> int:
     """Run from the root."""
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
 
 
