@@ -42,9 +42,8 @@ def test_a_run_is_a_row(play: Play) -> None:
 
 
 def test_one_that_runs_several_in_a_row_is_counted_whole(play: Play) -> None:
-    row, is_fine = fuzz(
-        play("print('client: 1200 executions in 3 s, 5 kept')\nprint('store: 34 executions in 3 s, 1 kept')"), 3
-    )
+    program = "print('client: 1200 executions in 3 s, 5 kept'); print('store: 34 executions in 3 s, 1 kept')"
+    row, is_fine = fuzz(play(program), 3)
     assert (row[1], is_fine) == ("1,234", True)
 
 
