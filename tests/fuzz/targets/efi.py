@@ -36,9 +36,8 @@ def store(data: bytes) -> None:
         refusal = within(error, data)
     else:
         assert parsed.build() == data
-        assert [(each.name, each.guid.bytes_le) for each in parsed.variables] == [
-            outline(data).key(place) for place in outline(data).places
-        ]
+        found = outline(data)
+        assert [(each.name, each.guid.bytes_le) for each in parsed.variables] == [found.key(place) for place in found.places]
     try:
         VarstoredModel.load(data)
         loads = True
