@@ -42,6 +42,11 @@ class Fuzzer:
         return WORK / self.name
 
     @property
+    def is_libfuzzer(self) -> bool:
+        """Whether it takes libFuzzer's options, a corpus among them."""
+        return "{options}" in self.command
+
+    @property
     def corpus(self) -> Path:
         """Its inputs in the tree."""
         return CORPUS / self.name
@@ -69,7 +74,8 @@ def fuzzers() -> list[Fuzzer]:
 def fuzz(fuzzer: Fuzzer, seconds: int) -> tuple[tuple[str, ...], bool]:
     """Run one; its row of the table, and whether it ended without a finding."""
     before = set(_found(fuzzer))
-    (fuzzer.work / "corpus").mkdir(parents=True, exist_ok=True)
+    for folder in (fuzzer.work, *((fuzzer.work / "corpus", fuzzer.corpus) if fuzzer.is_libfuzzer else ())):
+        folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     command = fuzzer.filled_in(f"{LIBFUZZER} {FOLDERS}", seconds)
     with (fuzzer.work / "log").open("wb") as log:
@@ -148,7 +154,8 @@ def main() -> int:
     all_fine = True
     for fuzzer in chosen:
         if given.minimise:
-            minimise(fuzzer)
+            if fuzzer.is_libfuzzer:
+                minimise(fuzzer)
             continue
         row, is_fine = fuzz(fuzzer, given.seconds)
         rows.append(row)

@@ -24,10 +24,11 @@ from support.peer import Refused
 from support.siglist_rules import signature_list_violations
 from support.varstored_model import VarstoredModel
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
+from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.plan import plan
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
-from varstore_companion.wire.messages import Outcome, Reason
+from varstore_companion.wire.messages import Durable, Outcome, Reason
 
 FIELDS = st.sampled_from((None, *CertificatesState))
 ON_BOOT = CertificatesState.UPDATE_ON_BOOT
@@ -88,7 +89,11 @@ def test_every_write_gets_the_verdict_of_the_table(world: World, data: DataObjec
     field = data.draw(FIELDS, "field")
     # What the operator or another client does, then the write; None: the store that is there, once more.
     steps = data.draw(
-        st.lists(st.tuples(st.sampled_from(("mark", "unmark", None, None)), st.none() | stores, st.none() | stores), max_size=4)
+        st.lists(
+            st.tuples(st.sampled_from(("mark", "unmark", None, None)), st.none() | stores, st.none() | stores),
+            min_size=1,
+            max_size=4,
+        )
     )
 
     async def story(place: Place) -> None:
@@ -116,6 +121,45 @@ def test_every_write_gets_the_verdict_of_the_table(world: World, data: DataObjec
             assert record.store == after
             assert record.generation == answer.generation == held.generation + 1
             assert record.state == field_after(held.state, expected, after, world.rules)
+
+    in_place(world, story)
+
+
+@examples(25)
+@given(data=st.data())
+def test_writes_while_the_toolstack_is_away_fold_into_one(world: World, data: DataObject) -> None:
+    """Invariants 6, 7 and 9: each is acknowledged and read back, and one verdict on all of them reaches the toolstack."""
+    base = data.draw(st.sampled_from(world.stores), "base")
+    first = data.draw(st.one_of(st.none(), mutated(world, base)), "held")
+    field = data.draw(FIELDS, "field")
+    writes = data.draw(st.lists(mutated(world, base), min_size=1, max_size=4), "writes")
+
+    async def story(place: Place) -> None:
+        machine = await place.machine(first, field)
+        assert (await machine.boot(Reason.RESUME)).store == first
+        place.toolstack.closed = True
+        last = first
+        for each in writes:
+            if (code := refusal(each)) is not None:
+                with pytest.raises(Refused) as refused:
+                    await machine.put(each)
+                assert refused.value.code == code
+                continue
+            assert (await machine.put(each)).durable is Durable.JOURNAL
+            last = each
+            assert (await machine.boot(Reason.RESUME)).store == last
+        assert place.record(machine) == VmRecord(first, field, 0)
+        place.toolstack.closed = False
+        while place.host.journal.pending_count:  # noqa: ASYNC110  nothing tells of the last delivery, and the clock is virtual
+            await trio.sleep(1)
+        record = place.record(machine)
+        assert record.store == last
+        if last is not None and last != first:
+            expected = verdict_of(first, last, field, world.rules)
+            assert [each.update for each in place.toolstack.writes if each.store == last][-1] == expected
+            assert record.state == field_after(field, expected, last, world.rules)
+        else:
+            assert record.state == field
 
     in_place(world, story)
 
