@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# For each thing that `make fuzz` fuzzes.
+# For each fuzzer of tests/fuzz/fuzzers.txt.
 FUZZ_SECONDS ?= 60
 
 .PHONY: demo test lint bench fuzz clean
@@ -21,8 +21,8 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	@$(BIN)/python -I tests/benchmarks/run.py
 
-fuzz: $(VENV)/.test
-	@PYTHON=$(CURDIR)/$(BIN)/python nice protocol/c/fuzz/run $(FUZZ_SECONDS)
+fuzz: $(VENV)/.fuzz
+	@$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -37,3 +37,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.fuzz: pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo

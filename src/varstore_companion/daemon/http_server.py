@@ -30,6 +30,8 @@ SEND_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much of a refused request is read away, so that its sender comes to read the refusal."""
+SHOWN = 200
+"""Characters of why a request is refused, in the log and in the answer: h11 quotes a line, and a peer makes it long."""
 CHUNK = 65_536
 TOGETHER = 512 * 1024
 """Bytes of an answer that are put together and sent at once; a longer one is not copied."""
@@ -54,7 +56,7 @@ class _RefusedError(Exception):
     def __init__(self, status: HTTPStatus, why: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(status, why)
         self.status = status
-        self.why = why
+        self.why = why[:SHOWN]
         self.headers = headers
 
 

@@ -75,6 +75,9 @@ class Kind(IntEnum):
     DONE = 2
 
 
+_KINDS: Final = frozenset(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """A record without its store. The fields are those of the table above; `length`: bytes of the store."""
@@ -162,7 +165,7 @@ def decode(data: bytes, offset: int, segment_id: bytes, *, start: int = 0) -> He
         return None
     _, kind, count, length, sequence, vm, at, digest = _FIXED.unpack_from(data, start)
     end = start + HEADER_BYTES + DIGEST_BYTES * count
-    if count > MAX_REPLACES or end > len(data):
+    if kind not in _KINDS or count > MAX_REPLACES or end > len(data):
         return None
     fixed = data[start : start + _FIXED.size]
     digests = data[start + HEADER_BYTES : end]

@@ -20,6 +20,8 @@ MAX_HEAD = 16 * 1024
 """Bytes of an answer's status line and headers: xapi's and the guard's have some 200."""
 MAX_FRAMING = 64 * 1024
 """Bytes of an answer besides its head and its body: what a server that sends in chunks may spend on them."""
+SHOWN = 200
+"""Characters of what h11 says of an answer that is not HTTP: it quotes the line, which may be as long as the head."""
 CHUNK = 65_536
 BUSY_SECONDS = 0.005
 """The first pause when the listener's queue is full, doubled each time: a guard's has two places."""
@@ -145,7 +147,7 @@ class _Exchange:
                     raise NoAnswerError(f"{self._path}: an answer that does not end")
                 self._http.receive_data(data)
         except h11.RemoteProtocolError as error:
-            raise NoAnswerError(f"{self._path}: not an HTTP answer: {error}") from None
+            raise NoAnswerError(f"{self._path}: not an HTTP answer: {str(error)[:SHOWN]}") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise NoAnswerError(f"{self._path}: the connection was closed before the answer's end") from None
         return event
