@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test nightly lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
 
 test: lint
 	@$(BIN)/pytest
+
+nightly: $(VENV)/.test
+	@$(BIN)/python -I tests/killing/run.py
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check
