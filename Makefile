@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # For each fuzzer of tests/fuzz/fuzzers.txt.
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test nightly lint bench fuzz clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
 
 test: lint
 	@$(BIN)/pytest
+
+nightly: $(VENV)/.test
+	@$(BIN)/python -I tests/killing/run.py
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check

@@ -18,6 +18,7 @@ from varstore_companion.errors import (
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
+from varstore_companion.journal.entry import Entry
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.wire.errors import ErrorCode
@@ -296,6 +297,103 @@ async def test_a_store_that_nobody_has_seen_is_not_journaled_blindly(place: Plac
     assert caught.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
     assert caught.value.try_again
     outage.end()
+
+
+# Writes and deliveries at once
+
+
+class Gate:
+    """Stands before a method, as long as it is closed: `reached` is set when a call waits there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        self.reached = trio.Event()
+        self._open = trio.Event()
+        method = getattr(owner, name)
+
+        async def through(*given: object, **named: object) -> object:
+            self.reached.set()
+            await self._open.wait()
+            return await method(*given, **named)
+
+        monkeypatch.setattr(owner, name, through)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+async def test_a_write_that_is_being_journaled_while_the_one_before_is_delivered(  # invariant 9
+    place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = await known(place)
+    outage = Outage(place)
+    await machine.put(written("ms2011", 1))
+    look = Gate(monkeypatch, place.toolstack, "read")
+    outage.end()
+    await look.reached.wait()
+    append = Gate(monkeypatch, place.host.journal, "append")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(machine.put, written("ms2011", 2))
+        await append.reached.wait()
+        # What is being journaled does not know that the one before comes to be with the toolstack.
+        look.open()
+        await wait_all_tasks_blocked()
+        append.open()
+    await delivered(place)
+    assert place.record(machine).store == written("ms2011", 2)
+    assert place.host.stats.set_aside == 0
+
+
+@pytest.mark.parametrize("where", ["load", "write"])
+async def test_a_write_that_is_journaled_while_the_one_before_is_being_delivered(  # invariant 9
+    place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    machine = await known(place)
+    outage = Outage(place)
+    await machine.put(written("ms2011", 1))
+    gate = Gate(monkeypatch, place.host.journal if where == "load" else place.toolstack, where)
+    outage.end()
+    await gate.reached.wait()
+    assert (await machine.put(written("ms2011", 2))).durable is Durable.JOURNAL
+    assert (await machine.put(written("ms2011", 3))).durable is Durable.JOURNAL
+    gate.open()
+    await delivered(place)
+    assert place.record(machine).store == written("ms2011", 3)
+    assert place.host.stats.set_aside == 0
+
+
+@pytest.mark.parametrize("reason", [Reason.RESUME, Reason.BOOT])
+async def test_a_store_that_is_delivered_while_it_is_read_from_the_journal(
+    place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, reason: Reason
+) -> None:
+    machine = await known(place, state=OK)
+    outage = Outage(place)
+    await machine.put(written("ms2011", 1))
+    turn = place.daemon.vm(machine.vm)._backlog.turn
+    await turn.acquire()  # as a delivery does
+    outage.end()
+    holder = trio.lowlevel.current_task()
+
+    async def removed(entry: Entry) -> bytes:
+        # Behind this, what was read from the toolstack is the store before.
+        place.write_elsewhere(machine, written("ms2011", 1))
+        await place.host.journal.done(entry)
+        assert turn.statistics().owner is holder
+        released.set()
+        await wait_all_tasks_blocked()
+        raise JournalError("a store cannot be read", where="segment", reason="it is not there any more")
+
+    released = trio.Event()
+    monkeypatch.setattr(place.host.journal, "load", removed)
+    answers = []
+    async with trio.open_nursery() as nursery:
+
+        async def boot() -> None:
+            answers.append(await machine.boot(reason))
+
+        nursery.start_soon(boot)
+        await released.wait()
+        turn.release()
+    assert [answer.store for answer in answers] == [written("ms2011", 1)]
 
 
 # A toolstack that carries out late what was given up

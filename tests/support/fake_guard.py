@@ -20,6 +20,7 @@ from varstore_companion.toolstack.xmlrpc import Call, Failure, Response, Success
 from varstore_companion.trust.state import CertificatesState, Update
 
 GUARDS_ALERT = "VM_SECURE_BOOT_FAILED"
+SET_CALLS = ("VM.set_NVRAM_EFI_variables", "VM.set_NVRAM_EFI_variables_v2")
 
 
 @dataclass
@@ -116,11 +117,24 @@ class Server:
                 await self._one(stream)
 
     async def _one(self, stream: trio.SocketStream) -> None:
+        call = await self._receive(stream)
+        if call is None:
+            return
+        if self._prepared and self._prepared[0][0] in (None, call.method):
+            prepared = self._prepared.popleft()[1]
+            if prepared.carry_out:
+                self.answer(call)
+            await self._meet(stream, prepared)
+        else:
+            await stream.send_all(http(build_response(self.answer(call))))
+
+    async def _receive(self, stream: trio.SocketStream) -> Call | None:
+        """The call of a connection; None when it ends before it is whole."""
         data = b""
         while b"\r\n\r\n" not in data:
             data += (chunk := bytes(await stream.receive_some(65_536)))
             if not chunk:
-                return
+                return None
         head, _, body = data.partition(b"\r\n\r\n")
         lines = head.decode().lower().split("\r\n")
         assert lines[0] == "post / http/1.1"
@@ -129,17 +143,11 @@ class Server:
         while len(body) < length:
             body += (chunk := bytes(await stream.receive_some(65_536)))
             if not chunk:
-                return
+                return None
         call = parse_call(body)
         self.calls.append(call.method)
         self.requests.append(call)
-        if self._prepared and self._prepared[0][0] in (None, call.method):
-            prepared = self._prepared.popleft()[1]
-            if prepared.carry_out:
-                self.answer(call)
-            await self._meet(stream, prepared)
-        else:
-            await stream.send_all(http(build_response(self.answer(call))))
+        return call
 
     async def _meet(self, stream: trio.SocketStream, prepared: Prepared) -> None:
         prepared.reached.set()

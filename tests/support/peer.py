@@ -44,6 +44,10 @@ class Refused(Exception):  # noqa: N818 - named after what happened, as the test
         self.try_again = error.try_again
 
 
+class HungUp(AssertionError):  # noqa: N818 - as above
+    """The daemon closed the connection instead of answering."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawFrame:
     """One frame as it came."""
@@ -91,7 +95,8 @@ class Peer:
             for event in self._connection.events():
                 if isinstance(event, Failure):
                     raise Refused(event.error)
-                assert isinstance(event, Answer), f"the daemon closed the connection: {event}"
+                if not isinstance(event, Answer):
+                    raise HungUp(f"the daemon closed the connection: {event}")
                 assert event.request_id == request_id
                 return event.message
             data = await self.raw.receive_some(65_536)

@@ -56,8 +56,14 @@ class Home:
     @contextmanager
     def serve(self, *more: object, descriptors: int | None = None) -> Iterator["Serve"]:
         """Run a daemon; it is ready. Killed at the end if it runs still."""
+        with self.serving(self.command(*more, descriptors=descriptors)) as serve:
+            yield serve
+
+    @contextmanager
+    def serving(self, command: list[str]) -> Iterator["Serve"]:
+        """Run a daemon by its command line, as `serve` does."""
         with subprocess.Popen(
-            self.command(*more, descriptors=descriptors),
+            command,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

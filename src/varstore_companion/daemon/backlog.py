@@ -60,7 +60,7 @@ class Mode(StrEnum):
 class Backlog:
     """See the module. The caller orders the calls of `add`; `deliver` may run beside them."""
 
-    __slots__ = ("_append", "_host", "_refusals", "_upstream", "_uuid", "turn")
+    __slots__ = ("_append", "_host", "_in_hand", "_refusals", "_upstream", "_uuid", "turn")
 
     def __init__(self, uuid: UUID, host: Host, upstream: Upstream) -> None:
         self._uuid = uuid
@@ -69,6 +69,8 @@ class Backlog:
         self._refusals = 0
         # One that nobody waits for any more: whether its store comes to be pending is not known before it is over.
         self._append: Errand[Entry] | None = None
+        # What is being delivered: from then on it may be with the toolstack.
+        self._in_hand: Entry | None = None
         self.turn = trio.Lock()
         """Held by whoever writes to the toolstack."""
 
@@ -133,7 +135,8 @@ class Backlog:
 
     def _follows_on(self, before: Entry) -> tuple[bytes, ...]:
         """What a store that takes the place of `before` may find with the toolstack."""
-        if before.digest in before.replaces or not (before.recovered or before.digest in self._upstream.writer.may_hold):
+        may_be_sent = before is self._in_hand or before.recovered or before.digest in self._upstream.writer.may_hold
+        if before.digest in before.replaces or not may_be_sent:
             return before.replaces
         # It may have been sent, by this daemon or by one before it.
         return (before.replaces[0], *before.replaces[1:][2 - MAX_REPLACES :], before.digest)
@@ -160,27 +163,34 @@ class Backlog:
         `deadline`: in trio's time, for one store. Raises `ToolstackError` and `JournalError`: to be tried again.
         """
         async with self.turn:
-            if not self.is_settled:
-                raise ToolstackUnavailableError("a call that was given up may still be carried out")
             for _ in range(DECISIONS):
-                entry = self.pending
-                if entry is None:
+                if not self._upstream.writer.is_settled:
+                    raise ToolstackUnavailableError("a call that was given up may still be carried out")
+                if self.pending is None:
                     return
                 try:
                     with trio.move_on_at(deadline) as scope:
-                        await self._deliver(entry, deadline)
+                        await self._deliver(deadline)
                     if scope.cancelled_caught:
                         raise ToolstackUnavailableError("the toolstack did not answer in time")
                 except ToolstackConflictError:
                     log.info("vm=%s somebody else changed the store: deciding anew on the journaled one", self._uuid)
                     continue
+                finally:
+                    self._in_hand = None
                 self._refusals = 0
                 return
         raise ToolstackUnavailableError("the store kept changing during its delivery")
 
-    async def _deliver(self, entry: Entry, deadline: float) -> None:
+    async def _deliver(self, deadline: float) -> None:
         try:
             record = await self._upstream.look()
+            # A store that is being journaled goes by what may have been sent when that began: nothing more is sent until then.
+            while self._append is not None and not self._append.is_over:
+                await self._append.ended()
+            entry = self._in_hand = self.pending
+            if entry is None:
+                return
             found = digest_of(record.store)
             if found != entry.digest:
                 store = await self._host.journal.load(entry)
@@ -194,17 +204,21 @@ class Backlog:
                     return
                 await self._upstream.write(store, new, deadline)
         except ToolstackRefusedError as error:
-            if error.code == "HANDLE_INVALID" and self._host.upstreams is not None:
-                raise ToolstackUnavailableError(f"{error}: it waits until the VM is attached again") from None
-            self._refusals += 1
-            if self._refusals < REFUSALS:
-                raise
-            await self._set_aside(entry, await self._host.journal.load(entry), f"the toolstack refuses it: {error}")
+            await self._refused(error)
             return
         await self._host.journal.done(entry)
         self._host.stats.delivered += 1
         waited = self._host.now() - entry.at
         log.info("vm=%s the journaled store is with the toolstack, %.1f s after it was acknowledged", self._uuid, waited)
+
+    async def _refused(self, error: ToolstackRefusedError) -> None:
+        if error.code == "HANDLE_INVALID" and self._host.upstreams is not None:
+            raise ToolstackUnavailableError(f"{error}: it waits until the VM is attached again") from None
+        self._refusals += 1
+        if self._refusals < REFUSALS:
+            raise error
+        if (entry := self.pending) is not None:
+            await self._set_aside(entry, await self._host.journal.load(entry), f"the toolstack refuses it: {error}")
 
     async def _set_aside(self, entry: Entry, store: bytes, reason: str) -> None:
         """Keep the store where an operator can bring it back from, durably, and deliver it no more."""

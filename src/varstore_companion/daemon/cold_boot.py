@@ -93,8 +93,8 @@ class ColdBoot:
         """
         self._was_updated = False
         waits = await self._deliver_first(deadline)
-        if waits is not None:
-            return await self._boot_from_journal(waits)
+        if waits is not None and (boot := await self._boot_from_journal(waits)) is not None:
+            return boot
         async with self._backlog.turn:
             return await self._boot_from_toolstack(deadline)
 
@@ -117,13 +117,18 @@ class ColdBoot:
                 await trio.sleep(RETRY_SECONDS)
         return reason
 
-    async def _boot_from_journal(self, reason: str) -> Boot:
-        """Hand out the newest store while it is only in the journal. Raises `ToolstackUnavailableError`."""
+    async def _boot_from_journal(self, reason: str) -> Boot | None:
+        """Hand out the newest store while it is only in the journal, None when it is delivered meanwhile.
+
+        Raises `ToolstackUnavailableError`.
+        """
         record: VmRecord | None = None
         with trio.move_on_after(READ_BACK_SECONDS / 3), suppress(ToolstackError):
             record = await self._host.toolstack.read(self._uuid)
         store = await self._backlog.newest(record)
         if store is None:
+            if self._backlog.pending is None:
+                return None
             if record is None:
                 raise ToolstackUnavailableError(reason)
             store = record.store

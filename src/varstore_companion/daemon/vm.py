@@ -126,8 +126,14 @@ class Vm:
         A store that waits in the journal is the VM's newest, also while the toolstack cannot be asked. Raises the
         `ToolstackError`s of `Toolstack.read`.
         """
+        while (record := await self._read()) is None:
+            pass
+        return record
+
+    async def _read(self) -> VmRecord | None:
+        """One try of `read`; None when a journaled store was delivered meanwhile: what was read may be from before that."""
         upstream, backlog = self._upstream, self._backlog
-        turn = upstream.turn
+        turn, waited = upstream.turn, backlog.pending is not None
         undisturbed = not (self._lock.locked() or backlog.turn.locked())
         record: VmRecord | None = None
         unavailable = ToolstackUnavailableError(f"no store from the toolstack within {READ_SECONDS:g} s")
@@ -144,6 +150,8 @@ class Vm:
             return VmRecord(
                 newest, record.state if record else self.field, record.generation if record else self._upstream.generation
             )
+        if waited and backlog.pending is None:
+            return None
         if record is None:
             raise unavailable
         return record
