@@ -11,7 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from support.daemon import Place, written
 from support.peer import connect, greeted
 from support.storemaker import scene
-from varstore_companion.daemon.main import CONTROL_CONNECTIONS, VM_CONNECTIONS
+from varstore_companion.daemon.main import CONTROL_CONNECTIONS
+from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Ping, PingAnswer
@@ -46,7 +47,7 @@ async def test_one_connection_too_many_is_told_and_those_there_stay(place: Place
 async def test_all_vms_together_have_a_limit_that_leaves_the_control_socket_alone(place: Place) -> None:
     first = await place.machine(None)
     second = await place.machine(None, name="second.sock")
-    place.daemon._places.left = 2
+    place.daemon._sockets._places.left = 2
     async with first.peer(), first.peer():
         async with await connect(second.path, second.vm) as late:
             (last,) = await late.rest()

@@ -11,8 +11,8 @@ from support.daemon import Machine, Place, written
 from support.peer import Peer, Refused, connect
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.acceptor import Acceptor
-from varstore_companion.daemon.main import VM_CONNECTIONS
 from varstore_companion.daemon.session import CHUNK, Session
+from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire import codec, messages

@@ -13,7 +13,7 @@ from support.daemon import Machine, Place, written
 from support.stock import GET, GET_BY_UUID, LOGOUT, SET, Failed, S, V, Varstored, http, request
 from support.storemaker import scene
 from varstore_companion.daemon.http_server import MAX_HEAD, REQUEST_SECONDS
-from varstore_companion.daemon.main import VM_CONNECTIONS
+from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT
 from varstore_companion.trust.state import CertificatesState
 

@@ -5,8 +5,8 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from time import time
 from uuid import UUID
@@ -15,33 +15,28 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import attachments, http_server, listen, toolstacks
+from varstore_companion.daemon import http_server, listen, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
-from varstore_companion.daemon.session import RequestRefusedError, too_many
+from varstore_companion.daemon.session import too_many
+from varstore_companion.daemon.sockets import Sockets, describe_vm
 from varstore_companion.daemon.vm import Vm
-from varstore_companion.daemon.vm_socket import VmSocket
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import Loaded, load_bodies
-from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
 log = logging.getLogger(__name__)
 
-VM_CONNECTIONS = 8
-"""Connections to one VM's socket: its varstored has one, a tool or two beside it."""
 CONTROL_CONNECTIONS = 64
 XAPI_CONNECTIONS = 64
 """Connections of xapi's clients: each can hold a document of a quarter of a MiB, and keeps its place for two minutes."""
-ALL_CONNECTIONS = 4_096
-"""Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
 DESCRIPTORS = 16_384
 """What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
@@ -56,7 +51,6 @@ class Daemon:
     ) -> None:
         self._host = host
         self._loaded = loaded
-        self._saved = saved
         self._control_bound = control
         self._control: Acceptor | None = None
         self._xapi = xapi
@@ -64,19 +58,15 @@ class Daemon:
         # As long as a connection of a VM lives, so does the one object that keeps the order of its writes: also when its
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
-        self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
-        self._changing = trio.Lock()
-        self._places = Places(ALL_CONNECTIONS)
-        self._nursery: trio.Nursery | None = None
+        self._sockets = Sockets(host, saved, self.vm)
         self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Started once every saved socket and the control socket answer."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             self._host.nursery = nursery
             nursery.start_soon(self._send_alerts, name="alerts")
-            await self._bring_back()
+            await self._sockets.bring_back()
             control = Control(self, _owners())
             self._control = Acceptor(
                 self._control_bound,
@@ -114,8 +104,7 @@ class Daemon:
         for acceptor in (self._control, self._xapi_acceptor):
             if acceptor is not None:
                 yield acceptor
-        for _, acceptor in self._sockets.values():
-            yield acceptor
+        yield from self._sockets.acceptors()
 
     # What the control socket asks for
 
@@ -124,63 +113,31 @@ class Daemon:
         return self._vms.setdefault(uuid, Vm(uuid, self._host))
 
     async def attach(self, attachment: Attachment) -> bool:
-        """Serve a socket and remember it; True when the very same one is served already. Raises `ConfigurationError`."""
-        async with self._changing:
-            there = self._sockets.get(attachment.path)
-            if there is not None:
-                if there[0] != attachment:
-                    raise RequestRefusedError(
-                        ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: vm={there[0].vm} {there[0].describe()}"
-                    )
-                if there[1].bound.is_in_place():
-                    return True
-                log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
-                self._serve(attachment, fresh=False)
-                there[1].stop()
-                return False
-            self._serve(attachment, fresh=True)
-            try:
-                await self._save(attachment for attachment, _ in self._sockets.values())
-            except OSError as error:
-                self._drop(attachment.path)
-                raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
-        log.info("vm=%s attached %s", attachment.vm, attachment.path)
-        return False
+        """See `Sockets.attach`."""
+        return await self._sockets.attach(attachment)
 
     async def detach(self, path: Path) -> bool:
-        """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`."""
-        async with self._changing:
-            if path not in self._sockets:
-                return False
-            try:
-                await self._save(attachment for other, (attachment, _) in self._sockets.items() if other != path)
-            except OSError as error:
-                raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
-            attachment = self._drop(path)
-        log.info("vm=%s detached %s", attachment.vm, path)
-        return True
+        """See `Sockets.detach`."""
+        return await self._sockets.detach(path)
 
     def listed(self) -> list[dict[str, object]]:
-        """Every attached socket with what is known of its VM, by path."""
-        return [
-            attachment.describe() | {"connections": acceptor.connections} | _describe_vm(self._vms[attachment.vm])
-            for _, (attachment, acceptor) in sorted(self._sockets.items(), key=lambda item: os.fsencode(item[0]))
-        ]
+        """See `Sockets.listed`."""
+        return self._sockets.listed()
 
     async def status(self, vm: UUID | None) -> dict[str, object]:
         """The daemon's totals, or what is known of one VM after a look at the toolstack."""
         if vm is not None:
             known = self.vm(vm)
-            sockets = [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
+            sockets = self._sockets.of(vm)
             try:
                 record = await known.read()
             except ToolstackError as error:
                 if not sockets:
                     raise
-                return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), "error": str(error)}
+                return {"vm": str(vm), "sockets": sockets, **describe_vm(known), "error": str(error)}
             # Without the field nobody can have marked the VM: an old toolstack.
             updates = {"updates_at_boot": record.state is not None}
-            return {"vm": str(vm), "sockets": sockets, **_describe_vm(known), **updates, "error": None}
+            return {"vm": str(vm), "sockets": sockets, **describe_vm(known), **updates, "error": None}
         manifest = self._host.manifest
         return {
             "version": __version__,
@@ -203,42 +160,6 @@ class Daemon:
         await self._host.send_alerts()
         self._alerts_sent.set()
 
-    async def _bring_back(self) -> None:
-        try:
-            saved = await trio.to_thread.run_sync(attachments.load, self._saved)
-        except (ConfigurationError, OSError) as error:
-            aside = self._saved.with_name(f"{self._saved.name}.unreadable")
-            with suppress(OSError):
-                self._saved.rename(aside)
-            log.error("no socket comes back, the list is put aside as %s: %s", aside, error)  # noqa: TRY400  the reason is enough
-            return
-        for attachment in saved:
-            try:
-                self._serve(attachment, fresh=False)
-            except ConfigurationError as error:
-                log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
-
-    def _serve(self, attachment: Attachment, *, fresh: bool) -> None:
-        if self._nursery is None:
-            raise AssertionError("the daemon does not run")
-        self._confirm_upstream(attachment)
-        bound = listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
-        vm = self.vm(attachment.vm)
-        acceptor = Acceptor(
-            bound,
-            busy=too_many(Socket.VM),
-            who=f"vm={vm.uuid}",
-            most=VM_CONNECTIONS,
-            places=self._places,
-            host=self._host,
-            nursery=self._nursery,
-            make=VmSocket(attachment, vm, fresh=fresh).session,
-        )
-        self._sockets[attachment.path] = (attachment, acceptor)
-        if self._host.upstreams is not None:
-            self._host.upstreams.set_upstream(attachment.vm, attachment.upstream)
-        self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
-
     def _serve_xapi(self, bound: Bound, endpoint: XapiEndpoint, nursery: trio.Nursery) -> Acceptor:
         acceptor = Acceptor(
             bound,
@@ -253,36 +174,6 @@ class Daemon:
         nursery.start_soon(acceptor.run, name="xapi socket")
         log.info("xapi's clients are answered at %s", bound.path)
         return acceptor
-
-    def _drop(self, path: Path) -> Attachment:
-        attachment, acceptor = self._sockets.pop(path)
-        acceptor.stop()
-        acceptor.bound.unlink()
-        if self._host.upstreams is not None:
-            # A VM that migrates on its host has two sockets for a while, each with its own upstream.
-            left = [other.upstream for other, _ in self._sockets.values() if other.vm == attachment.vm]
-            self._host.upstreams.set_upstream(attachment.vm, left[-1] if left else None)
-        return attachment
-
-    def _confirm_upstream(self, attachment: Attachment) -> None:
-        name = self._host.toolstack.name
-        if self._host.upstreams is None and attachment.upstream is not None:
-            raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack has no socket for each VM")
-        if self._host.upstreams is not None and attachment.upstream is None:
-            raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack needs the VM's own socket there")
-
-    async def _save(self, kept: Iterable[Attachment]) -> None:
-        await trio.to_thread.run_sync(attachments.save, self._saved, tuple(kept))
-
-
-def _describe_vm(vm: Vm) -> dict[str, object]:
-    last = vm.last_update
-    return {
-        "report": vm.report,
-        "field": vm.field,
-        "last_verdict": vm.last_verdict,
-        "last_update": None if last is None else {"at": last.at, "outcome": last.outcome.value, "detail": last.detail},
-    }
 
 
 def _owners() -> frozenset[int]:
