@@ -11,6 +11,7 @@ from support.daemon import Machine, Place, written
 from support.peer import Peer, Refused, connect
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.acceptor import Acceptor
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.daemon.session import CHUNK, Session
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.toolstack.interface import VmRecord
@@ -310,7 +311,7 @@ async def test_the_end_of_the_stream_waits_for_the_answers(place: Place) -> None
 # Told to stop
 
 
-async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: Place) -> None:
+async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: Place, mock_clock: MockClock) -> None:
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     hang = place.toolstack.hang_next("write")
     async with (
@@ -323,7 +324,12 @@ async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: P
         await hang.reached.wait()
         nursery.start_soon(place.daemon.stop)
         await ended(idle, ErrorCode.SHUTTING_DOWN)
+        # What it speaks is not known yet: an unmodified varstored's call may be on its way.
+        await wait_all_tasks_blocked()
+        assert acceptor(place, machine).connections == 2
+        mock_clock.jump(DRAIN_SECONDS)
         await ended(new, ErrorCode.SHUTTING_DOWN)
+        await wait_all_tasks_blocked()
         assert acceptor(place, machine).connections == 1
         hang.release.set()
         answer = await busy.answer(request)

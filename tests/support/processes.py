@@ -27,7 +27,7 @@ def python_environment() -> dict[str, str]:
 
 
 @contextmanager
-def python(code: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
+def python(code: str, *arguments: object, close_fds: bool = True) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
     """Run `code` in a process of its own: the process, its standard input, its standard output. Killed at the end."""
     with subprocess.Popen(
         python_command(code, *arguments),
@@ -35,6 +35,7 @@ def python(code: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str
         stdout=subprocess.PIPE,
         text=True,
         env=python_environment(),
+        close_fds=close_fds,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -17,6 +17,10 @@ DEFAULT_MODE = 0o660
 """As xapi makes the socket of a deprivileged varstored: for its owner and the domain's own group."""
 
 
+class NewerListError(ConfigurationError):
+    """A list that a later version of this program wrote: it stays as it is, for that version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """One socket. `gid`: its group, None to leave it; `resume`: no read through it is a cold boot (invariant 10).
@@ -44,7 +48,10 @@ class Attachment:
 
 
 def load(path: Path) -> tuple[Attachment, ...]:
-    """Read the attachments that were saved; none when there is no file. Raises `ConfigurationError`, `OSError`."""
+    """Read the attachments that were saved; none when there is no file.
+
+    Raises `NewerListError`, `ConfigurationError` for what is no such list, and `OSError`.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -53,8 +60,14 @@ def load(path: Path) -> tuple[Attachment, ...]:
         raise ConfigurationError(f"{path}: not a list of attachments: {error}") from None
     try:
         document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ConfigurationError(f"{path}: format {document['format']}: expected {FORMAT}, which this version reads")
+        number = document["format"]
+        if isinstance(number, int) and number > FORMAT:
+            raise NewerListError(
+                f"{path}: format {number}, from a later version of this program: this one reads up to format {FORMAT}; "
+                "install the later one again, or move the file away to start without its sockets"
+            )
+        if number != FORMAT:
+            raise ConfigurationError(f"{path}: format {number!r}: expected {FORMAT}")
         return tuple(_attachment(entry) for entry in document["attachments"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError
 
-BACKLOG = 16
-"""Connections that wait to be accepted. A varstored makes one; the guard's own backlog is 2."""
+BACKLOG = 128
+"""Connections that wait to be accepted, also for the next daemon during a restart: one more fails at once where its peer does
+not wait to connect, as with a timeout in Python. A varstored makes one; the control socket serves half as many together."""
 PATH_LIMIT = 107
 """Bytes of a socket's path: Linux' sun_path without its terminator."""
 
@@ -65,6 +66,19 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
         listener.close()
         raise
     return Bound(listener, path, status.st_dev, status.st_ino)
+
+
+def give_again(bound: Bound, mode: int, gid: int | None) -> None:
+    """Give a socket that is in place its mode and group once more. Raises `ConfigurationError` when the system refuses."""
+    path = bound.path
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _give(folder, path.name, mode, gid)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be given its group and mode: {error.strerror}") from None
 
 
 def _bind_in(folder: int, listener: socket.socket, name: str, mode: int, gid: int | None) -> os.stat_result:

@@ -21,10 +21,13 @@ from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.kept import Kept
 from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.session import too_many
 from varstore_companion.daemon.sockets import Sockets, describe_vm
+from varstore_companion.daemon.systemd import Service, passed
 from varstore_companion.daemon.vm import Vm
+from varstore_companion.daemon.watch import Stuck, Watched, look_after, nothing_stuck, status_line
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.files import load_manifest
@@ -47,7 +50,15 @@ class Daemon:
     """The daemon's VMs and sockets. `run` serves them; the other methods are what the control socket asks for."""
 
     def __init__(
-        self, host: Host, loaded: Loaded, saved: Path, control: Bound, xapi: tuple[Bound, XapiEndpoint] | None = None
+        self,
+        host: Host,
+        loaded: Loaded,
+        saved: Path,
+        control: Bound,
+        xapi: tuple[Bound, XapiEndpoint] | None = None,
+        *,
+        kept: Kept | None = None,
+        stuck: Stuck = nothing_stuck,
     ) -> None:
         self._host = host
         self._loaded = loaded
@@ -58,7 +69,9 @@ class Daemon:
         # As long as a connection of a VM lives, so does the one object that keeps the order of its writes: also when its
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
-        self._sockets = Sockets(host, saved, self.vm)
+        self._kept = kept or Kept()
+        self.stuck = stuck
+        self._sockets = Sockets(host, saved, self.vm, self._kept)
         self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -81,6 +94,9 @@ class Daemon:
             nursery.start_soon(self._control.run, name="control socket")
             if self._xapi is not None:
                 self._xapi_acceptor = self._serve_xapi(*self._xapi, nursery)
+                await self._kept.keep(self._xapi[0])
+            await self._kept.keep(self._control_bound)
+            await self._kept.close_rest()
             log.info("ready: %d sockets, control at %s", len(self._sockets), self._control_bound.path)
             task_status.started()
             await trio.sleep_forever()
@@ -94,6 +110,11 @@ class Daemon:
             await acceptor.emptied()
         self._host.end_alerts()
         await self._alerts_sent.wait()
+
+    @property
+    def status_line(self) -> str:
+        """How the daemon does, in one line."""
+        return status_line(len(self._sockets), self.connections, self._host)
 
     @property
     def connections(self) -> int:
@@ -182,22 +203,24 @@ def _owners() -> frozenset[int]:
 
 
 @contextmanager
-def _listening(path: Path) -> Iterator[Bound]:
+def _listening(path: Path, kept: Kept) -> Iterator[Bound]:
     """Listen on a socket for the owners until the end. Raises `ConfigurationError`."""
-    bound = listen.bind(path, mode=0o600)
+    bound = kept.take_activated(path) or kept.take(path, mode=0o600) or listen.bind(path, mode=0o600)
     try:
         yield bound
     finally:
-        bound.unlink()
+        if not kept.holds(bound):
+            bound.unlink()
         bound.socket.close()
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Daemon]:
-    """Compose a daemon from its settings; it holds the state folder's lock until the end.
+async def opened(settings: Settings, kept: Kept | None = None) -> AsyncIterator[Daemon]:
+    """Compose a daemon from its settings; it holds the state folder's lock until the end. `kept`: sockets of the last one.
 
     Raises `ConfigurationError`.
     """
+    kept = kept or Kept()
     with _locked(settings.state_dir):
         manifest = load_manifest(settings.manifest)
         loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
@@ -208,15 +231,16 @@ async def opened(settings: Settings) -> AsyncIterator[Daemon]:
                 log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
         async with toolstacks.opened(settings, manifest) as chosen:
             backups = Backups(settings.state_dir / "backups")
-            host = Host(chosen.toolstack, manifest, loaded.bodies, backups, time, settings.headroom, chosen.upstreams)
+            watched = Watched(chosen.toolstack)
+            host = Host(watched, manifest, loaded.bodies, backups, time, settings.headroom, chosen.upstreams)
             _make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
-                control = sockets.enter_context(_listening(settings.control))
+                control = sockets.enter_context(_listening(settings.control, kept))
                 xapi = None
                 if settings.xapi_socket is not None and chosen.calls is not None:
-                    bound = sockets.enter_context(_listening(settings.xapi_socket))
+                    bound = sockets.enter_context(_listening(settings.xapi_socket, kept))
                     xapi = bound, XapiEndpoint(chosen.calls, _owners())
-                yield Daemon(host, loaded, settings.state_dir / "attached.json", control, xapi)
+                yield Daemon(host, loaded, settings.state_dir / "attached.json", control, xapi, kept=kept, stuck=watched.stuck)
 
 
 async def serve(settings: Settings) -> None:
@@ -237,12 +261,18 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
 
 
 async def _serve(settings: Settings) -> None:
-    async with opened(settings) as daemon, trio.open_nursery() as nursery:
+    service = Service.from_environment(os.environ)
+    kept = Kept(service, passed(os.environ))
+    async with opened(settings, kept) as daemon, trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(daemon.run, name="daemon")
+            await service.ready(daemon.status_line)
+            if service.has_manager:
+                nursery.start_soon(look_after, service, daemon, name="news for systemd")
             async for number in signals:
                 log.info("%s: stopping", signal.Signals(number).name)
                 break
+            await service.stopping(f"stopping: {daemon.connections} connections finish their requests")
             with trio.move_on_after(STOP_SECONDS):
                 await daemon.stop()
             nursery.cancel_scope.cancel()

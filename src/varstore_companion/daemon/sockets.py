@@ -11,8 +11,10 @@ import trio
 
 from varstore_companion.daemon import attachments, listen
 from varstore_companion.daemon.acceptor import Acceptor, Places
-from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.attachments import Attachment, NewerListError
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.kept import Kept
+from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
@@ -31,13 +33,14 @@ ALL_CONNECTIONS = 4_096
 class Sockets:
     """The attached sockets. `saved`: the file in which they are remembered; `vm_of`: the daemon's side of a VM.
 
-    They are served in the daemon's nursery, which `host` has.
+    They are served in the daemon's nursery, which `host` has. `kept`: where they are while no daemon runs.
     """
 
-    def __init__(self, host: Host, saved: Path, vm_of: Callable[[UUID], Vm]) -> None:
+    def __init__(self, host: Host, saved: Path, vm_of: Callable[[UUID], Vm], kept: Kept) -> None:
         self._host = host
         self._saved = saved
         self._vm_of = vm_of
+        self._kept = kept
         self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
         self._changing = trio.Lock()
         self._places = Places(ALL_CONNECTIONS)
@@ -69,15 +72,18 @@ class Sockets:
                 if there[1].bound.is_in_place():
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
-                self._serve(attachment, fresh=False)
+                made = self._serve(attachment, fresh=False)
                 there[1].stop()
+                await self._kept.keep(made)
+                await self._kept.forget(there[1].bound)
                 return False
-            self._serve(attachment, fresh=True)
+            made = self._serve(attachment, fresh=True)
             try:
                 await self._save(attachment for attachment, _ in self._sockets.values())
             except OSError as error:
                 self._drop(attachment.path)
                 raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+            await self._kept.keep(made)
         log.info("vm=%s attached %s", attachment.vm, attachment.path)
         return False
 
@@ -90,7 +96,9 @@ class Sockets:
                 await self._save(attachment for other, (attachment, _) in self._sockets.items() if other != path)
             except OSError as error:
                 raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
+            bound = self._sockets[path][1].bound
             attachment = self._drop(path)
+            await self._kept.forget(bound)
         log.info("vm=%s detached %s", attachment.vm, path)
         return True
 
@@ -102,9 +110,11 @@ class Sockets:
         ]
 
     async def bring_back(self) -> None:
-        """Serve every socket that was attached when the last daemon ended."""
+        """Serve every socket that was attached when the last daemon ended. Raises `NewerListError`."""
         try:
             saved = await trio.to_thread.run_sync(attachments.load, self._saved)
+        except NewerListError:
+            raise
         except (ConfigurationError, OSError) as error:
             aside = self._saved.with_name(f"{self._saved.name}.unreadable")
             with suppress(OSError):
@@ -113,16 +123,17 @@ class Sockets:
             return
         for attachment in saved:
             try:
-                self._serve(attachment, fresh=False)
+                await self._kept.keep(self._serve(attachment, fresh=False))
             except ConfigurationError as error:
                 log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
 
-    def _serve(self, attachment: Attachment, *, fresh: bool) -> None:
+    def _serve(self, attachment: Attachment, *, fresh: bool) -> Bound:
         nursery = self._host.nursery
         if nursery is None:
             raise AssertionError("the daemon does not run")
         self._confirm_upstream(attachment)
-        bound = listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
+        mode, gid = attachment.mode, attachment.gid
+        bound = self._kept.take(attachment.path, mode=mode, gid=gid) or listen.bind(attachment.path, mode=mode, gid=gid)
         vm = self._vm_of(attachment.vm)
         acceptor = Acceptor(
             bound,
@@ -138,6 +149,7 @@ class Sockets:
         if self._host.upstreams is not None:
             self._host.upstreams.set_upstream(attachment.vm, attachment.upstream)
         nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
+        return bound
 
     def _drop(self, path: Path) -> Attachment:
         attachment, acceptor = self._sockets.pop(path)

@@ -1,0 +1,143 @@
+"""Whether the daemon is well, for systemd's watchdog: its event loop, its threads, and its calls of the toolstack."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import trio
+
+from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.systemd import Service
+from varstore_companion.toolstack.interface import Alert, Toolstack, VmRecord
+from varstore_companion.trust.state import CertificatesState, Update
+
+log = logging.getLogger(__name__)
+
+STUCK_SECONDS = 150.0
+"""No call of a toolstack goes on so long: a guard's and xapi's have their own deadlines, 25 s for the longest step of one, and
+are left when they hang; a change of the embedded toolstack waits 3 s for others and then for the disk. One that does is a
+worker that is stuck, and with it every write of every VM."""
+STATUS_SECONDS = 10.0
+"""Between two looks, where no watchdog asks for more."""
+
+
+Stuck = Callable[[], str | None]
+"""Tells in words of a toolstack's call that is stuck, None when there is none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnderWay:
+    """A call. `begun`: in trio's time."""
+
+    what: str
+    vm: UUID
+    begun: float
+
+
+class Watched:
+    """A toolstack, and which of its calls are under way."""
+
+    def __init__(self, toolstack: Toolstack) -> None:
+        self._toolstack = toolstack
+        self._under_way: dict[_UnderWay, None] = {}  # oldest first
+
+    @property
+    def name(self) -> str:
+        """See `Toolstack.name`."""
+        return self._toolstack.name
+
+    async def read(self, vm: UUID) -> VmRecord:
+        """See `Toolstack.read`."""
+        with self._timed("read", vm):
+            return await self._toolstack.read(vm)
+
+    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+        """See `Toolstack.write`."""
+        with self._timed("write", vm):
+            return await self._toolstack.write(vm, store, update, expected=expected)
+
+    async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
+        """See `Toolstack.mark`."""
+        with self._timed("mark", vm):
+            return await self._toolstack.mark(vm, mark=mark)
+
+    async def alert(self, vm: UUID, alert: Alert) -> None:
+        """See `Toolstack.alert`."""
+        with self._timed("alert", vm):
+            await self._toolstack.alert(vm, alert)
+
+    async def aclose(self) -> None:
+        """See `Toolstack.aclose`."""
+        await self._toolstack.aclose()
+
+    def stuck(self) -> str | None:
+        """The oldest call that goes on longer than any may, in words for the log; None when there is none."""
+        oldest = next(iter(self._under_way), None)
+        if oldest is None or (seconds := trio.current_time() - oldest.begun) < STUCK_SECONDS:
+            return None
+        return f"vm={oldest.vm} {oldest.what} at the {self.name} toolstack goes on for {seconds:.0f} s"
+
+    @contextmanager
+    def _timed(self, what: str, vm: UUID) -> Iterator[None]:
+        call = _UnderWay(what, vm, trio.current_time())
+        self._under_way[call] = None
+        try:
+            yield
+        finally:
+            del self._under_way[call]
+
+
+def nothing_stuck() -> None:
+    """For a toolstack whose calls are not watched."""
+
+
+def status_line(sockets: int, connections: int, host: Host) -> str:
+    """How the daemon does, in one line for `systemctl status`."""
+    stats = host.stats
+    return (
+        f"{sockets} sockets attached, {connections} connections, toolstack {host.toolstack.name}; since the start "
+        f"{stats.boots} boots, {stats.updates} updates ({stats.updates_failed} failed), {sum(stats.writes.values())} writes"
+    )
+
+
+class Watchable(Protocol):
+    """What is looked after: the daemon."""
+
+    @property
+    def stuck(self) -> Stuck:
+        """Tells of a call that is stuck."""
+
+    @property
+    def status_line(self) -> str:
+        """How it does."""
+
+
+async def look_after(service: Service, daemon: Watchable) -> None:
+    """Tell systemd, for ever, that all is well as long as it is, and how the daemon does.
+
+    Nothing is said when the event loop does not turn, when no thread can be had, or when a call of the toolstack does not end
+    even past its deadline. A toolstack that hangs or is away is none of these: its calls end, with an error.
+    """
+    said = daemon.status_line
+    was_stuck = False
+    seconds = STATUS_SECONDS if service.watchdog is None else min(STATUS_SECONDS, service.watchdog / 3)
+    while True:
+        await trio.to_thread.run_sync(_nothing, abandon_on_cancel=True)
+        stuck = daemon.stuck()
+        if stuck is None:
+            if service.watchdog is not None:
+                await service.alive()
+        elif not was_stuck:
+            log.error("%s: systemd is told no more that all is well", stuck)
+        was_stuck = stuck is not None
+        if daemon.status_line != said:
+            said = daemon.status_line
+            await service.status(said)
+        await trio.sleep(seconds)
+
+
+def _nothing() -> None:
+    """For a thread to do: that it is done shows that threads come to be and end."""
