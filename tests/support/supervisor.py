@@ -30,6 +30,10 @@ run()
 """Puts the descriptors where systemd puts them, and says so under the process's own number."""
 
 
+class NotStartedError(Exception):
+    """The daemon ended before it was ready: its exit code and its log."""
+
+
 class Supervisor:
     """One unit. `activated`: the socket unit's listening sockets, by name; they outlive every daemon."""
 
@@ -65,7 +69,9 @@ class Supervisor:
         )
         self.serve = Serve(process)
         self.wait_for(lambda: len(self.manager.said("READY")) > ready or process.poll() is not None)
-        assert process.poll() is None, (self.serve.wait(), "".join(self.serve.lines))
+        if process.poll() is not None:
+            serve = self.serve
+            raise NotStartedError(self.ended(), "".join(serve.lines))
         return self.serve
 
     def wait_for(self, what: Callable[[], bool]) -> None:
@@ -81,10 +87,18 @@ class Supervisor:
         ended = self.serve
         assert ended is not None
         ended.process.send_signal(number)
-        code = ended.wait()
+        code = self.ended()
         assert code == (0 if number is signal.SIGTERM else -number), "".join(ended.lines)
-        self.serve = None
         return ended
+
+    def ended(self) -> int:
+        """Wait for the end of the daemon; returns its exit code."""
+        assert self.serve is not None
+        serve, self.serve = self.serve, None
+        code = serve.wait()
+        assert serve.process.stderr is not None
+        serve.process.stderr.close()
+        return code
 
     def kept(self) -> list[str]:
         """The names of what is kept."""
@@ -94,7 +108,7 @@ class Supervisor:
         """End everything."""
         if self.serve is not None:
             self.serve.process.kill()
-            self.serve.wait()
+            self.ended()
         self.manager.datagrams.shutdown(socket.SHUT_RD)
         self._reader.join(SECONDS)
         self.manager.close()
