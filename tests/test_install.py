@@ -87,7 +87,7 @@ def test_a_package_is_put_together_starts_and_goes_again(tmp_path: Path) -> None
         program = stage / "opt/vc/bin" / name
         first, _ = program.read_text().split("\n", 1)
         assert first == "#!/opt/vc/lib/varstore-companion/bin/python -I"
-        command = [home / "bin/python", "-I", program, *arguments]
+        command = [str(home / "bin/python"), "-I", str(program), *arguments]
         done = subprocess.run(command, env={}, cwd="/", capture_output=True, text=True, timeout=SECONDS, check=False)
         assert (done.returncode, done.stdout) == (0, said), done.stderr
 

@@ -2,21 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from support import stock
 from support.daemon import updated, written
-from support.serve import SECONDS, Home, varstored
+from support.processes import python_environment
+from support.serve import SECONDS, Home, Serve, varstored
 from support.stock import GET_BY_UUID, LOGOUT, SET, S, V
 from support.storemaker import scene
 from support.supervisor import NotStartedError, Supervisor
@@ -25,7 +28,18 @@ from varstore_companion.cli.client import control as control_client
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
-from varstore_companion.wire.messages import Detach, GetStore, GetStoreAnswer, List, ListAnswer, Outcome, Ping, PutStore, Reason
+from varstore_companion.wire.messages import (
+    Attach,
+    Detach,
+    GetStore,
+    GetStoreAnswer,
+    List,
+    ListAnswer,
+    Outcome,
+    Ping,
+    PutStore,
+    Reason,
+)
 
 OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
 LOAD_SECONDS = float(os.environ.get("RESTART_SECONDS", "5"))
@@ -271,6 +285,33 @@ def test_a_socket_unit_s_control_socket_is_served_and_outlives_the_daemon(home: 
             assert supervisor.kept() == []
         finally:
             supervisor.close()
+
+
+def test_the_first_command_starts_the_daemon(home: Home) -> None:
+    """With systemd's own program for the sockets of a socket unit."""
+    activate = shutil.which("systemd-socket-activate")
+    if activate is None:
+        pytest.skip("systemd-socket-activate is not here")
+    options = ["--listen", str(home.control), "--fdname=control", "--setenv=PYTHONPATH"]
+    environment = python_environment()
+    with subprocess.Popen([activate, *options, *home.command()], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        serve = Serve(process)
+        try:
+            while not home.control.exists():
+                assert process.poll() is None
+                os.sched_yield()
+            file = inode(home.control)
+            path = home.folder / "vm.sock"
+            with control_client(home.control) as control:
+                control.call(Attach(uuid4(), bytes(path)))
+            assert (inode(home.control), list_paths(home)) == (file, [str(path)])
+            process.send_signal(signal.SIGTERM)
+            assert serve.wait() == 0
+            # Its file is the socket unit's, which is there still.
+            assert inode(home.control) == file
+        finally:
+            process.kill()
+            serve.wait()
 
 
 def test_the_watchdog_is_fed_and_a_daemon_that_stands_still_is_not(home: Home) -> None:
