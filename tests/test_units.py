@@ -15,6 +15,7 @@ from support.processes import python_environment
 from support.serve import SECONDS, Home, varstored
 from support.storemaker import scene
 from varstore_companion.cli.client import control as control_client
+from varstore_companion.daemon.kept import LONGEST_NAME
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.messages import (
     Attach,
@@ -88,6 +89,13 @@ def test_its_exposure_is_small(units: list[Path]) -> None:
 def test_the_folder_of_the_tmpfiles_is_the_one_that_it_writes_to() -> None:
     (line,) = [line for line in (SYSTEMD / "varstore-companion.conf").read_text().splitlines() if not line.startswith("#")]
     assert line.split() == ["d", *setting("ReadWritePaths"), "-", "-", "-", "-"]
+
+
+def test_the_names_of_all_that_is_kept_fit_into_one_variable() -> None:
+    """MAX_ARG_STRLEN of execve(2): with more the next daemon could not be started."""
+    (most,) = setting("FileDescriptorStoreMax")
+    names = len("LISTEN_FDNAMES=") + int(most) * (LONGEST_NAME + len(":"))
+    assert names < 131_072
 
 
 # Each exception: without it, what the daemon does for a VM's socket fails

@@ -11,7 +11,7 @@ import pytest
 
 from support.notify import Manager
 from varstore_companion.daemon import listen
-from varstore_companion.daemon.kept import Kept, name_of
+from varstore_companion.daemon.kept import LONGEST_NAME, Kept, name_of
 from varstore_companion.daemon.listen import Bound
 from varstore_companion.daemon.systemd import Passed, Service
 
@@ -46,6 +46,7 @@ async def test_a_name_is_one_that_systemd_takes_whatever_the_path(tmp_path: Path
     with closing(made.socket):
         await kept(manager).keep(made)
         manager.take()  # which looks at the name
+        assert len(name_of(made)) <= LONGEST_NAME == len(name_of(Bound(made.socket, made.path, 0xFFFF_FFFF, (1 << 64) - 1)))
         assert [name for name, _ in manager.store] == [name_of(made)]
         (back,) = [Passed(name, socket.socket(fileno=os.dup(descriptor))) for name, descriptor in manager.store]
         taken = kept(manager, back).take(made.path, mode=0o600)

@@ -286,9 +286,7 @@ async def test_cancelled_in_the_middle_the_store_is_the_old_or_the_new_one(tmp_p
 
 async def test_the_line_for_systemd_has_the_counts(place: Place) -> None:
     await place.machine(None)
-    assert place.daemon.status_line == (
-        "1 sockets attached, 0 connections, toolstack memory; since the start 0 boots, 0 updates (0 failed), 0 writes"
-    )
+    assert place.daemon.status_line == ("toolstack memory, attached 1, connections 0; boots 0, updates 0 (failed 0), writes 0")
 
 
 # One daemon

@@ -63,8 +63,9 @@ def news(manager: Manager) -> list[dict[str, str]]:
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The virtual clock waits for no thread; one test has real ones."""
 
-    async def run_sync(call: object, *, abandon_on_cancel: bool) -> None:
+    async def run_sync(call: object, *, abandon_on_cancel: bool, limiter: trio.CapacityLimiter) -> None:
         assert call is watch._nothing
+        assert limiter.total_tokens == 1
         assert abandon_on_cancel
         await trio.lowlevel.checkpoint()
 
@@ -178,27 +179,31 @@ async def test_a_call_that_fails_is_over(memory: MemoryToolstack, mock_clock: Mo
     assert toolstack.stuck() is None
 
 
-async def test_threads_that_hang_end_the_feeding(
-    manager: Manager, memory: MemoryToolstack, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("whose", ["ours", "others'"])
+async def test_threads_that_do_not_run_end_the_feeding_and_others_that_hang_do_not(
+    manager: Manager, memory: MemoryToolstack, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
     monkeypatch.undo()
     release = threading.Event()
     limiter = trio.to_thread.current_default_thread_limiter()
-    total = limiter.total_tokens
-    limiter.total_tokens = 1
+    total, limiter.total_tokens = limiter.total_tokens, 1
+    if whose == "ours":
+        monkeypatch.setattr(watch, "_nothing", lambda: release.wait(60))
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, lambda: release.wait(60))
+            if whose != "ours":
+                nursery.start_soon(trio.to_thread.run_sync, lambda: release.wait(60))
             await wait_all_tasks_blocked()
             nursery.start_soon(look_after, service(manager), Daemon(Watched(memory)))
-            for _ in range(10):
-                await wait_all_tasks_blocked()
-                mock_clock.jump(10)
-            assert news(manager) == []
+            if whose == "ours":
+                for _ in range(10):
+                    await wait_all_tasks_blocked()
+                    mock_clock.jump(10)
+                assert news(manager) == []
+                release.set()
+            while not news(manager):
+                await trio.lowlevel.checkpoint()
             release.set()
-            with trio.fail_after(mock_clock.current_time() + 1_000):
-                while not news(manager):
-                    await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
     finally:
         release.set()

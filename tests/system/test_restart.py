@@ -222,6 +222,23 @@ def test_a_socket_that_was_removed_is_made_again_and_the_old_one_let_go(home: Ho
     assert list_paths(home) == []
 
 
+def test_the_socket_of_xapi_s_clients_stays_too(home: Home) -> None:
+    path = home.folder / "xapi"
+    supervisor = Supervisor(home, "--xapi-socket", path)
+    try:
+        supervisor.start()
+        assert len(supervisor.kept()) == 2
+        file = inode(path)
+        supervisor.stop()
+        with ThreadPoolExecutor() as threads:
+            waits = threads.submit(call, path, stock.login())
+            supervisor.start()
+            stock.understand(waits.result(SECONDS))
+        assert inode(path) == file
+    finally:
+        supervisor.close()
+
+
 def test_what_is_nobodys_is_closed(home: Home, supervisor: Supervisor) -> None:
     supervisor.start()
     paths = [home.attach(home.create(None, OK), f"{number}.sock") for number in range(3)]
@@ -330,7 +347,9 @@ def test_the_watchdog_is_fed_and_a_daemon_that_stands_still_is_not(home: Home) -
             assert len(supervisor.manager.said("WATCHDOG")) <= before + 1
             serve.process.send_signal(signal.SIGCONT)
             stands.result(SECONDS)
-        supervisor.stop()
+        # What systemd ends it with leaves in the log where it stood.
+        supervisor.stop(signal.SIGABRT)
+        assert any("Current thread" in line for line in serve.lines)
     finally:
         supervisor.close()
 

@@ -1,5 +1,6 @@
 """Listening sockets that outlive the process: systemd keeps them, and whoever connects meanwhile waits for the next daemon."""
 
+import itertools
 import logging
 import os
 import re
@@ -15,7 +16,9 @@ from varstore_companion.daemon.systemd import Passed, Service
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"vsc-([0-9a-f]{32})-([0-9a-f]{1,16})-([0-9a-f]{1,16})", re.ASCII)
+LONGEST_NAME = 46
+"""Characters. All names are passed to the next daemon in one variable, for which the system has 128 KiB."""
+_NAME = re.compile(r"vsc-([0-9a-f]{16})-([0-9a-f]{1,8})-([0-9a-f]{1,16})", re.ASCII)
 
 
 def name_of(bound: Bound) -> str:
@@ -28,14 +31,18 @@ def name_of(bound: Bound) -> str:
 
 
 class Kept:
-    """The sockets that systemd passed and keeps. Without systemd it is empty and stays so.
+    """The sockets that systemd passed, and those that it keeps. Without systemd there are none.
 
     Whoever takes one out serves it. What is left when all are attached belongs to nobody: `close_rest`.
     """
 
     def __init__(self, service: Service | None = None, passed: Iterable[Passed] = ()) -> None:
         self._service = service or Service()
-        self._passed = list(passed)
+        self._stored: dict[str, list[Passed]] = {}
+        self._others: list[Passed] = []
+        for each in passed:
+            known = _NAME.fullmatch(each.name)
+            (self._others if known is None else self._stored.setdefault(known[1], [])).append(each)
         self._held: set[str] = set()
         self._activated: set[str] = set()
 
@@ -44,30 +51,26 @@ class Kept:
 
         It gets its mode and group again. Raises `ConfigurationError` when the system refuses that.
         """
-        for each in tuple(self._passed):
-            known = _NAME.fullmatch(each.name)
-            if known is None or known[1] != _digest(path):
-                continue
-            bound = Bound(each.socket, path, int(known[2], 16), int(known[3], 16))
-            if not _listens(each.socket) or not bound.is_in_place():
-                continue
-            listen.give_again(bound, mode, gid)
-            self._passed.remove(each)
-            self._held.add(each.name)
-            return bound
+        candidates = self._stored.get(_digest(path), [])
+        for each in candidates:
+            device, inode = each.name.split("-")[2:]
+            bound = Bound(each.socket, path, int(device, 16), int(inode, 16))
+            if _listens(each.socket) and bound.is_in_place():
+                listen.give_again(bound, mode, gid)
+                candidates.remove(each)
+                self._held.add(each.name)
+                return bound
         return None
 
     def take_activated(self, path: Path) -> Bound | None:
         """The socket that a socket unit made at `path`; its mode and its file are the unit's."""
-        for each in tuple(self._passed):
-            if _NAME.fullmatch(each.name) or not _listens(each.socket) or not _is_bound_to(each.socket, path):
-                continue
-            try:
-                found = path.lstat()
-            except OSError:
-                continue
-            if stat.S_ISSOCK(found.st_mode):
-                self._passed.remove(each)
+        try:
+            found = path.lstat()
+        except OSError:
+            return None
+        for each in self._others:
+            if stat.S_ISSOCK(found.st_mode) and _listens(each.socket) and _is_bound_to(each.socket, path):
+                self._others.remove(each)
                 bound = Bound(each.socket, path, found.st_dev, found.st_ino)
                 self._activated.add(name_of(bound))
                 return bound
@@ -92,16 +95,17 @@ class Kept:
 
     async def close_rest(self) -> None:
         """Close what nobody has taken, also where systemd has it."""
-        for each in self._passed:
+        for each in itertools.chain(self._others, *self._stored.values()):
             log.warning("a socket from systemd that is nobody's any more is closed: %s", each.name or "without a name")
             each.socket.close()
             if _NAME.fullmatch(each.name):
                 await self._service.remove(each.name)
-        self._passed.clear()
+        self._others.clear()
+        self._stored.clear()
 
 
 def _digest(path: Path) -> str:
-    return sha256(os.fsencode(path)).hexdigest()[:32]
+    return sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def _listens(each: socket.socket) -> bool:

@@ -1,5 +1,6 @@
 """The daemon: composes toolstack, rules and sockets, and has the only nurseries."""
 
+import faulthandler
 import fcntl
 import logging
 import os
@@ -262,6 +263,9 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
 
 async def _serve(settings: Settings) -> None:
     service = Service.from_environment(os.environ)
+    if service.watchdog is not None:
+        # Where a daemon stands still that the watchdog ends (SIGABRT) is in its log.
+        faulthandler.enable()
     kept = Kept(service, passed(os.environ))
     async with opened(settings, kept) as daemon, trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -98,8 +98,8 @@ def status_line(sockets: int, connections: int, host: Host) -> str:
     """How the daemon does, in one line for `systemctl status`."""
     stats = host.stats
     return (
-        f"{sockets} sockets attached, {connections} connections, toolstack {host.toolstack.name}; since the start "
-        f"{stats.boots} boots, {stats.updates} updates ({stats.updates_failed} failed), {sum(stats.writes.values())} writes"
+        f"toolstack {host.toolstack.name}, attached {sockets}, connections {connections}; boots {stats.boots}, "
+        f"updates {stats.updates} (failed {stats.updates_failed}), writes {sum(stats.writes.values())}"
     )
 
 
@@ -118,14 +118,16 @@ class Watchable(Protocol):
 async def look_after(service: Service, daemon: Watchable) -> None:
     """Tell systemd, for ever, that all is well as long as it is, and how the daemon does.
 
-    Nothing is said when the event loop does not turn, when no thread can be had, or when a call of the toolstack does not end
+    Nothing is said when the event loop does not turn, when threads do not run, or when a call of the toolstack does not end
     even past its deadline. A toolstack that hangs or is away is none of these: its calls end, with an error.
     """
     said = daemon.status_line
     was_stuck = False
+    # Its own: where a disk hangs, others' threads may all be taken, and what needs none goes on.
+    limiter = trio.CapacityLimiter(1)
     seconds = STATUS_SECONDS if service.watchdog is None else min(STATUS_SECONDS, service.watchdog / 3)
     while True:
-        await trio.to_thread.run_sync(_nothing, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(_nothing, abandon_on_cancel=True, limiter=limiter)
         stuck = daemon.stuck()
         if stuck is None:
             if service.watchdog is not None:
