@@ -78,7 +78,8 @@ class Kept:
 
     def holds(self, bound: Bound) -> bool:
         """Whether the socket stays when this process ends, so that its file has to stay, too."""
-        return name_of(bound) in self._held | self._activated
+        name = name_of(bound)
+        return name in self._held or name in self._activated
 
     async def keep(self, bound: Bound) -> None:
         """Have a socket kept from now on; nothing happens when it is already, or when there is nobody to keep it."""
