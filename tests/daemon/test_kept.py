@@ -81,6 +81,14 @@ async def test_its_mode_is_given_again(manager: Manager, bound: Bound) -> None:
     assert stat.S_IMODE(bound.path.lstat().st_mode) == 0o620
 
 
+def test_what_it_has_is_not_given_again(manager: Manager, bound: Bound) -> None:
+    before = bound.path.lstat()
+    taken = kept(manager, again(bound)).take(bound.path, mode=0o660, gid=before.st_gid)
+    assert taken is not None
+    taken.socket.close()
+    assert bound.path.lstat().st_ctime_ns == before.st_ctime_ns
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
 async def test_its_group_is_given_again(manager: Manager, bound: Bound) -> None:
     taken = kept(manager, again(bound)).take(bound.path, mode=0o660, gid=65_543)

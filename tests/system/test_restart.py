@@ -42,7 +42,7 @@ from varstore_companion.wire.messages import (
 )
 
 OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
-LOAD_SECONDS = float(os.environ.get("RESTART_SECONDS", "5"))
+LOAD_SECONDS = float(os.environ.get("VARSTORE_COMPANION_RESTART_SECONDS", "5"))
 """How long the load test restarts the daemon once a second; 20 and more at night."""
 LOAD_VMS = 20
 

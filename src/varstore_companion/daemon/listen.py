@@ -69,9 +69,15 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
 
 
 def give_again(bound: Bound, mode: int, gid: int | None) -> None:
-    """Give a socket that is in place its mode and group once more. Raises `ConfigurationError` when the system refuses."""
+    """Give a socket that is in place its mode and group, if it has others by now.
+
+    Raises `ConfigurationError` when the system refuses.
+    """
     path = bound.path
     try:
+        found = path.lstat()
+        if stat.S_IMODE(found.st_mode) == mode and gid in (None, found.st_gid):
+            return
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _give(folder, path.name, mode, gid)
