@@ -65,6 +65,11 @@ def units(tmp_path: Path) -> list[Path]:
 
 
 def test_systemd_finds_them_sound(units: list[Path]) -> None:
+    version = subprocess.run(
+        [tool("systemd-analyze"), "--version"], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+    if int(version.stdout.split()[1]) < 247:
+        pytest.skip("this systemd-analyze is older than some of the settings, which are ignored then")
     done = subprocess.run(
         [tool("systemd-analyze"), "verify", "--man=no", *units], capture_output=True, text=True, timeout=SECONDS, check=False
     )

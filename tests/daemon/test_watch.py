@@ -179,6 +179,30 @@ async def test_a_call_that_fails_is_over(memory: MemoryToolstack, mock_clock: Mo
     assert toolstack.stuck() is None
 
 
+async def test_a_system_without_threads_ends_the_feeding_and_not_the_daemon(
+    manager: Manager,
+    memory: MemoryToolstack,
+    mock_clock: MockClock,
+    *,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def no_thread(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", no_thread)
+        nursery.start_soon(look_after, service(manager), Daemon(Watched(memory)))
+        await wait_all_tasks_blocked()
+        assert news(manager) == []
+        assert "can't start new thread" in caplog.text
+    mock_clock.jump(10)
+    await wait_all_tasks_blocked()
+    assert news(manager) == [{"WATCHDOG": "1"}]
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("whose", ["ours", "others'"])
 async def test_threads_that_do_not_run_end_the_feeding_and_others_that_hang_do_not(
     manager: Manager, memory: MemoryToolstack, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, whose: str

@@ -22,8 +22,9 @@ def python_command(code: str, *arguments: object) -> list[str]:
 
 
 def python_environment() -> dict[str, str]:
-    """An environment in which this program's sources are found."""
-    return {**os.environ, "PYTHONPATH": str(_SOURCES)}
+    """An environment in which this program's sources are found, and no manager of these tests' own."""
+    own = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")}
+    return {**own, "PYTHONPATH": str(_SOURCES)}
 
 
 @contextmanager

@@ -123,9 +123,11 @@ class Sockets:
             return
         for attachment in saved:
             try:
-                await self._kept.keep(self._serve(attachment, fresh=False))
+                self._serve(attachment, fresh=False)
             except ConfigurationError as error:
                 log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
+        for acceptor in list(self.acceptors()):
+            await self._kept.keep(acceptor.bound)
 
     def _serve(self, attachment: Attachment, *, fresh: bool) -> Bound:
         nursery = self._host.nursery

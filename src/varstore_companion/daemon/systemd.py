@@ -21,8 +21,6 @@ FIRST_DESCRIPTOR = 3
 """SD_LISTEN_FDS_START: those before it are the standard streams."""
 SEND_SECONDS = 5.0
 """For systemd to take one datagram: its queue is full only while it is busy with something else."""
-MAX_NAME = 255
-"""Characters of a stored descriptor's name: ASCII, without a colon or control characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,10 @@ class Service:
                 await self._send("READY=1")
 
     async def store(self, name: str, kept: socket.socket) -> None:
-        """Have a socket kept under a name and passed to the next process; the unit's FileDescriptorStoreMax says how many."""
+        """Have a socket kept and passed to the next process; the unit's FileDescriptorStoreMax says how many.
+
+        `name`: at most 255 ASCII characters without a colon.
+        """
         await self._send("FDSTORE=1", f"FDNAME={name}", descriptor=kept.fileno())
 
     async def remove(self, name: str) -> None:

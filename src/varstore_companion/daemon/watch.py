@@ -127,8 +127,11 @@ async def look_after(service: Service, daemon: Watchable) -> None:
     limiter = trio.CapacityLimiter(1)
     seconds = STATUS_SECONDS if service.watchdog is None else min(STATUS_SECONDS, service.watchdog / 3)
     while True:
-        await trio.to_thread.run_sync(_nothing, abandon_on_cancel=True, limiter=limiter)
-        stuck = daemon.stuck()
+        try:
+            await trio.to_thread.run_sync(_nothing, abandon_on_cancel=True, limiter=limiter)
+            stuck = daemon.stuck()
+        except RuntimeError as error:  # the standard library's, when the system gives no thread
+            stuck = str(error)
         if stuck is None:
             if service.watchdog is not None:
                 await service.alive()
