@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from varstore_companion.cli.main import COMMANDS
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon import metrics
+from varstore_companion.daemon.config import RELOADABLE, Settings
 from varstore_companion.trust.check import CertCheck, State
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -17,6 +18,19 @@ def first_cells(heading: str) -> list[str]:
     """The first cells of the table that begins with this heading."""
     table = README[README.index(f"| {heading} |") :].split("\n\n", 1)[0]
     return [line.split("|")[1].strip().strip("`") for line in table.splitlines()[2:]]
+
+
+def test_what_a_reload_puts_in_force_is_told() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (restart|reload) \|$", README, re.MULTILINE)
+    assert {key for key, _ in rows} == {field.name for field in dataclasses.fields(Settings)}
+    assert {key for key, how in rows if how == "reload"} == RELOADABLE
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`varstore_companion_([a-z_]+)`", README))))
+def test_every_metric_that_is_named_exists(name: str) -> None:
+    plain = {f"{each}_total" for each in metrics.COUNTERS}
+    source = Path(metrics.__file__).read_text(encoding="utf-8")
+    assert name == "up" or name in plain or f'"{name}"' in source
 
 
 def test_the_two_commands_are_named_first() -> None:

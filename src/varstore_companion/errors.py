@@ -71,3 +71,35 @@ class ToolstackUnclearError(ToolstackError):
 
 class ToolstackConflictError(ToolstackError):
     """The store is no longer the one the caller decided on; nothing was changed. The reaction: read, decide anew."""
+
+
+class JournalError(CompanionError):
+    """The journal's disk refused, or what it holds is not what was written. The reaction: what was asked is not done.
+
+    `where`: the path of the file or folder; `reason`: the system's words for it, or what was found there.
+    """
+
+    def __init__(self, what: str, *, where: str, reason: str) -> None:
+        super().__init__(what, where, reason)
+        self.what = what
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.where}: {self.reason}"
+
+
+class JournalFullError(CompanionError):
+    """The journal's bound, `total` bytes, leaves no room for a store; nothing was written. The reaction: refuse it.
+
+    `live`: bytes of all stores that the toolstack has not taken; `more`: bytes that this one would add to them.
+    """
+
+    def __init__(self, *, more: int, live: int, total: int) -> None:
+        super().__init__(more, live, total)
+        self.more = more
+        self.live = live
+        self.total = total
+
+    def __str__(self) -> str:
+        return f"the journal is full: {self.live} bytes wait for the toolstack, {self.more} more would pass {self.total}"

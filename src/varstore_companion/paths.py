@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+CONFIG = Path("/etc/varstore-companion/config.toml")
+"""The daemon's settings, where nobody names another file."""
 CONTROL = Path("/run/varstore-companion/control.sock")
 """The daemon's control socket."""
 STATE_DIR = Path("/var/lib/varstore-companion")

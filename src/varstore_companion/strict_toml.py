@@ -1,5 +1,6 @@
-"""Pure: an operator's TOML read strictly: every key by name and kind, no key left over, errors that name file and key."""
+"""Pure: an operator's TOML read strictly: every key by name and kind, no key left over, errors that name file, key and line."""
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
@@ -13,32 +14,42 @@ T = TypeVar("T")
 def load(text: str, source: str) -> "Table":
     """Parse a document; `source` names it in errors. Raises `ConfigurationError`."""
     try:
-        return Table(source, "", tomllib.loads(text))
+        return Table(source, "", tomllib.loads(text), text)
     except (ValueError, RecursionError) as error:
         # Beside its own error, tomllib lets out what int() says of too many digits, and nesting that is too deep.
         raise ConfigurationError(f"{source}: not TOML: {error}") from None
 
 
 class Table:
-    """One table. Each reader takes its key away; `finish` refuses what is left. All raise `ConfigurationError`."""
+    """One table. Each reader takes its key away; `finish` refuses what is left. All raise `ConfigurationError`.
 
-    def __init__(self, source: str, path: str, values: Mapping[str, object]) -> None:
+    `text`: the whole document, for the lines of the keys of its first table.
+    """
+
+    def __init__(self, source: str, path: str, values: Mapping[str, object], text: str = "") -> None:
         self._source = source
         self._path = path
+        self._values = values
         self._left = dict(values)
+        self._asked: dict[str, None] = {}
+        self._text = text
 
     def __contains__(self, key: str) -> bool:
+        self._asked[key] = None
         return key in self._left
 
     def error(self, key: str, expected: str, found: object = None) -> ConfigurationError:
         """The error for a key that is not as expected."""
         shown = "" if found is None else f", found {str(found)[:80]!r}"
-        return ConfigurationError(f"{self._source}: {self._where(key)}: expected {expected}{shown}")
+        return ConfigurationError(f"{self._source}: {self._where(key)}: expected {expected}{shown}{self._line(key)}")
 
     def finish(self) -> None:
         """Refuse the keys that nobody asked for."""
         for key in self._left:
-            raise ConfigurationError(f"{self._source}: {self._where(key)}: unknown key")
+            allowed = ", ".join(self._asked)
+            raise ConfigurationError(
+                f"{self._source}: {self._where(key)}: unknown key: expected one of {allowed}{self._line(key)}"
+            )
 
     def text(self, key: str) -> str:
         """A string that is not empty."""
@@ -47,11 +58,18 @@ class Table:
             raise self.error(key, "a string that is not empty")
         return value
 
-    def integer(self, key: str) -> int:
-        """A whole number from 0."""
+    def absolute_path(self, key: str) -> str:
+        """An absolute path: who reads the file need not know in which folder its reader runs."""
+        value = self.text(key)
+        if not value.startswith("/") or "\0" in value:
+            raise self.error(key, "an absolute path", value)
+        return value
+
+    def integer(self, key: str, most: int | None = None) -> int:
+        """A whole number from 0, to `most` if that is given."""
         value = self._take(key, int, "a whole number")
-        if isinstance(value, bool) or value < 0:
-            raise self.error(key, "a whole number from 0", value)
+        if isinstance(value, bool) or value < 0 or (most is not None and value > most):
+            raise self.error(key, "a whole number from 0" + ("" if most is None else f" to {most:,}"), value)
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -94,7 +112,7 @@ class Table:
 
     def array(self, key: str) -> Iterator["Table"]:
         """An array of tables; absent counts as empty."""
-        if key not in self._left:
+        if key not in self:
             return
         for number, value in enumerate(self._take(key, list, "an array of tables"), 1):
             if not isinstance(value, dict):
@@ -104,8 +122,12 @@ class Table:
     def _where(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
 
+    def _line(self, key: str) -> str:
+        number = line_of(self._text, key) if key in self._values else None
+        return "" if number is None else f" (at line {number})"
+
     def _take(self, key: str, kind: type[T], expected: str) -> T:
-        if key not in self._left:
+        if key not in self:
             raise self.error(key, f"{expected}, found nothing")
         value = self._left.pop(key)
         if not isinstance(value, kind):
@@ -125,3 +147,31 @@ class Table:
         if value not in allowed:
             raise self.error(key, f"one of {', '.join(allowed)}", value)
         return allowed[value]
+
+
+def line_of(text: str, key: str) -> int | None:
+    """The line, from 1, on which a key of a document's first table is given; None when that cannot be told.
+
+    The first line that looks like it counts if what is before it is a document by itself: the inside of a text of several
+    lines does not. Nor does a key of another table, which only a heading can begin.
+    """
+    name = re.escape(key)
+    begins = re.compile(rf"[ \t]*(\[\[?[ \t]*)?(?:{name}|\"{name}\"|'{name}')[ \t]*[=.\]]")
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        match = begins.match(line)
+        if match is None:
+            continue
+        before = "\n".join([*lines[:number], ""])
+        if match[1] is None and any(other.lstrip().startswith("[") for other in lines[:number]):
+            return None
+        return number + 1 if _is_document(before) else None
+    return None
+
+
+def _is_document(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -10,11 +10,12 @@ import trio
 
 from benchmarks import stores
 from benchmarks.harness import Effort, Figure, ratio
+from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
-from varstore_companion.daemon.host import Host
-from varstore_companion.daemon.vm import BootOutcome, Vm
+from varstore_companion.daemon.cold_boot import BootOutcome
+from varstore_companion.daemon.rules import Rules
+from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
-from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import load_bodies
 from varstore_companion.trust.state import CertificatesState
 
@@ -26,10 +27,10 @@ def figures(effort: Effort) -> Iterator[Figure]:
 
 async def _rounds(count: int) -> list[tuple[float, float]]:
     store, manifest = stores.store(), load_manifest()
-    bodies = load_bodies(manifest, auth_folder=None).bodies
+    rules = Rules(manifest, load_bodies(manifest, auth_folder=None))
     toolstack = MemoryToolstack()
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(toolstack, manifest, bodies, Backups(Path(folder)), time.time)
+        host = host_in(Path(folder), toolstack, rules, time.time)
 
         async def boot(state: CertificatesState, expected: BootOutcome) -> float:
             vm = Vm(uuid4(), host)
@@ -49,6 +50,7 @@ async def _rounds(count: int) -> list[tuple[float, float]]:
         async with trio.open_nursery() as nursery:
             host.nursery = nursery
             nursery.start_soon(host.send_alerts)
+            nursery.start_soon(host.history.write_all)
             await both()
             rounds = [await both() for _ in range(count)]
             nursery.cancel_scope.cancel()

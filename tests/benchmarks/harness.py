@@ -18,7 +18,7 @@ class Effort:
     """How often each kind of thing is repeated.
 
     `calls`: rounds of what takes microseconds; `exchanges`: of a request and its answer; `processes`: of starting one;
-    `daemons`: daemons that are started, each with `vms` sockets.
+    `daemons`: daemons that are started, each with `vms` sockets; `writers`: VMs that write at once, for `seconds`.
     """
 
     calls: int
@@ -26,10 +26,12 @@ class Effort:
     processes: int
     daemons: int
     vms: int
+    writers: int
+    seconds: float
 
 
-FULL = Effort(calls=400, exchanges=300, processes=60, daemons=5, vms=500)
-SMOKE = Effort(calls=3, exchanges=3, processes=2, daemons=1, vms=10)
+FULL = Effort(calls=400, exchanges=300, processes=60, daemons=5, vms=500, writers=200, seconds=10.0)
+SMOKE = Effort(calls=3, exchanges=3, processes=2, daemons=1, vms=10, writers=4, seconds=1.0)
 """Only to see that each figure can be measured."""
 
 

@@ -1,5 +1,6 @@
 """What the daemon keeps in memory while nothing happens: it stays on the host for as long as the host runs."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ def _daemon(program: str, vms: int) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         socket = folder / "control"
-        with running([program, "serve", "--control", str(socket), "--state-dir", str(folder / "state")]) as process:
+        with running(
+            [program, "serve", "--config", os.devnull, "--control", str(socket), "--state-dir", str(folder / "state")]
+        ) as process:
             idle = _resident(process.pid)
             with control(socket) as client:
                 for number in range(vms):

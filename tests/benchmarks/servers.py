@@ -1,6 +1,7 @@
-"""The servers that are measured from outside: `python -m benchmarks.servers daemon|echo FOLDER`.
+"""The servers that are measured from outside: `python -m benchmarks.servers daemon|echo|guarded FOLDER`, `guards FOLDER COUNT`.
 
-Each says "ready" on standard error once its socket, `SOCKET` in the folder, answers.
+Each says "ready" on standard error once its socket answers: `SOCKET` in the folder, of `guarded` its control socket, of
+`guards` each of `guard_of`.
 """
 
 import logging
@@ -12,16 +13,19 @@ from uuid import UUID
 
 import trio
 
-from benchmarks import stores
+from benchmarks import fast_guard, stores
+from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
-from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
 from varstore_companion.files import load_manifest
-from varstore_companion.journal.backups import Backups
 from varstore_companion.sources import Loaded
+from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.trust.state import CertificatesState, Update
 
 SOCKET = "socket"
@@ -41,12 +45,23 @@ async def daemon(folder: Path) -> None:
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
     toolstack = ForgetfulToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
-    host = Host(toolstack, load_manifest(), {}, Backups(folder / "backups"), time)
+    host = host_in(folder, toolstack, Rules(load_manifest(), Loaded({}, {}, ())), time)
     control = listen.bind(folder / "control", mode=0o600)
-    served = Daemon(host, Loaded({}, {}, ()), folder / "attached.json", control)
+    served = Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control)
     async with trio.open_nursery() as nursery:
         await nursery.start(served.run)
         await served.attach(Attachment(VM, folder / SOCKET, None, DEFAULT_MODE, resume=False))
+        _ready()
+
+
+async def guarded(folder: Path) -> None:
+    """The daemon on guards, with nothing attached. It logs as `daemon` does."""
+    logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
+    toolstack = GuardToolstack()
+    host = host_in(folder, toolstack, Rules(load_manifest(), Loaded({}, {}, ())), time, upstreams=toolstack)
+    control = listen.bind(folder / "control", mode=0o600)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control).run)
         _ready()
 
 
@@ -69,8 +84,10 @@ def _ready() -> None:
     sys.stderr.write("ready\n")
 
 
-def main(which: str, folder: str) -> None:
-    trio.run({"daemon": daemon, "echo": echo}[which], Path(folder))
+def main(which: str, folder: str, *count: str) -> None:
+    if which == "guards":
+        fast_guard.main(Path(folder), int(*count))
+    trio.run({"daemon": daemon, "echo": echo, "guarded": guarded}[which], Path(folder))
 
 
 if __name__ == "__main__":

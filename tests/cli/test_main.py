@@ -96,6 +96,9 @@ def test_as_a_process(arguments: list[str]) -> None:
         ["detach", "--socket", "/x.sock", "--control", "/nonexistent"],
         ["list", "--control", "/nonexistent"],
         ["status", "--control", "/nonexistent"],
+        ["backups", "--control", "/nonexistent"],
+        ["restore", "--vm", VM, "--control", "/nonexistent"],
+        ["history", "--vm", VM, "--control", "/nonexistent"],
     ],
     ids=" ".join,
 )

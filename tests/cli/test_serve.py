@@ -10,7 +10,7 @@ import pytest
 from support.commands import Run, daemon, process
 from support.own_rules import Rules
 from varstore_companion.daemon import main as daemon_main
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Settings, Source
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -79,7 +79,7 @@ def test_what_a_crash_left_does_not_keep_it(tmp_path: Path) -> None:
 def test_options_go_before_the_file(run: Run, rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Settings] = []
 
-    async def started(settings: Settings) -> None:
+    async def started(settings: Settings, _source: Source) -> None:
         seen.append(settings)
 
     monkeypatch.setattr(daemon_main, "serve", started)
@@ -124,3 +124,32 @@ def test_an_upstream_is_refused_where_there_is_none(run: Run, tmp_path: Path) ->
         attach = ("attach", "--vm", uuid4(), "--socket", tmp_path / "vm.sock", "--control", running.control)
         run(*attach, "--upstream", tmp_path / "guard").fails("INVALID_ARGUMENT", "upstream", "xapi")
         assert run("status", "--json", "--control", running.control).json["toolstack"] == "xapi"
+
+
+def test_a_guards_socket_is_taken_over_and_given_back(run: Run, tmp_path: Path) -> None:
+    vm, path = uuid4(), tmp_path / "guard.sock"
+    attach = ("attach", "--vm", vm, "--interpose", path, "--resume")
+    with socket.socket(socket.AF_UNIX) as guard, daemon(tmp_path, "--toolstack", "guard") as running:
+        control = ("--control", running.control)
+        run(*attach, *control).fails("INVALID_ARGUMENT", str(path), "no guard listens there")
+        guard.bind(str(path))
+        guard.listen()
+        inode = path.stat().st_ino
+        assert run(*attach, *control).text == f"{path}: attached\n"
+        assert run(*attach, *control).text == f"{path}: was attached already\n"
+        run("attach", "--vm", vm, "--interpose", path, *control).fails("CONFLICT", str(path))
+        (listed,) = run("list", "--json", *control).json["attachments"]
+        assert (listed["path"], listed["upstream"], listed["interpose"]) == (str(path), f"{path}.interposed", True)
+        assert path.stat().st_ino != inode
+        assert run("detach", "--socket", path, *control).text == f"{path}: detached\n"
+        assert path.stat().st_ino == inode
+        for option, value in (("--gid", 0), ("--mode", "0600"), ("--upstream", path)):
+            run(*attach, option, value, *control).fails(f"{option} is not for --interpose")
+        run("attach", "--vm", vm, "--interpose", path, "--socket", path, *control).fails("not allowed with argument")
+        run("attach", "--vm", vm, *control).fails("one of the arguments --socket --interpose is required")
+
+
+def test_nothing_is_taken_over_where_there_are_no_guards(run: Run, tmp_path: Path) -> None:
+    with daemon(tmp_path) as running:
+        attach = ("attach", "--vm", uuid4(), "--interpose", tmp_path / "guard.sock", "--control", running.control)
+        run(*attach).fails("INVALID_ARGUMENT", "the embedded toolstack has no socket for each VM")

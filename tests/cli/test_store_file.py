@@ -19,14 +19,14 @@ TEXT = b64encode(BLOB)
 def test_base64_goes_back_as_it_came(blob: bytes, newline: bool) -> None:
     text = b64encode(blob) + (b"\n" if newline else b"")
     read = decode(text)
-    assert read == StoreFile(blob, base64=True, newline=newline)
+    assert read == StoreFile(blob, base64=True, newline=newline, data=text)
     assert read.encode(blob) == text
 
 
 @given(rest=st.binary(max_size=300))
 def test_raw_bytes_go_back_as_they_came(rest: bytes) -> None:
     read = decode(b"VARS" + rest)
-    assert read == StoreFile(b"VARS" + rest, base64=False, newline=False)
+    assert read == StoreFile(b"VARS" + rest, base64=False, newline=False, data=b"VARS" + rest)
     assert read.encode(b"VARS other") == b"VARS other"
 
 

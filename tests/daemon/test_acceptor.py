@@ -49,7 +49,7 @@ async def test_one_connection_too_many_is_told_and_those_there_stay(place: Place
 async def test_all_vms_together_have_a_limit_that_leaves_the_control_socket_alone(place: Place) -> None:
     first = await place.machine(None)
     second = await place.machine(None, name="second.sock")
-    place.daemon._sockets._places.left = 2
+    place.daemon._sockets.places.left = 2
     async with first.peer(), first.peer():
         async with await connect(second.path, second.vm) as late:
             (last,) = await late.rest()

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from varstore_companion.daemon import attachments
-from varstore_companion.daemon.attachments import Attachment, NewerListError
+from varstore_companion.daemon.attachments import Attachment, NewerListError, interposed
 from varstore_companion.errors import ConfigurationError
 
 VM = uuid4()
@@ -22,6 +22,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         Attachment(VM, Path("/run/b.sock"), 0, 0, resume=True),
         Attachment(uuid4(), Path("/run/\udcff\udcfe\n.sock"), 0xFFFF_FFFE, 0o777, resume=False),
         Attachment(uuid4(), Path("/run/d.sock"), None, 0o660, resume=False, upstream=Path("/run/\udcff.guard")),
+        interposed(uuid4(), Path("/run/\udcff"), resume=True),
     )
     attachments.save(path, kept)
     assert attachments.load(path) == kept
@@ -71,6 +72,9 @@ def entry(**changed: object) -> str:
         entry(upstream=7),
         entry(upstream=["/a"]),
         entry(upstream="/a\0b"),
+        entry(interpose="yes"),
+        entry(interpose=1),
+        entry(interpose=None),
     ],
 )
 def test_what_is_no_such_list_is_named(tmp_path: Path, text: str) -> None:
@@ -93,7 +97,7 @@ def test_a_list_from_before_upstreams_is_read(tmp_path: Path) -> None:
     path = tmp_path / "attached.json"
     plain = Attachment(VM, Path("/a"), None, 0o660, resume=True)
     described = plain.describe()
-    del described["upstream"]
+    del described["upstream"], described["interpose"]
     path.write_text(json.dumps({"format": 1, "attachments": [described]}))
     assert attachments.load(path) == (plain,)
 
@@ -119,3 +123,19 @@ def test_what_cannot_be_saved_leaves_the_list_before(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     assert attachments.load(path) == before
     assert [each.name for each in tmp_path.iterdir()] == ["attached.json"]
+
+
+def test_interposed_ones_are_of_one_start_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path has the domain's number in it, and after a reboot another VM's domain may have that number (invariant 8)."""
+    path, start = tmp_path / "attached.json", tmp_path / "start"
+    monkeypatch.setattr(attachments, "_HOST_START", start)
+    plain, taken = Attachment(VM, Path("/a"), None, 0o660, resume=True), interposed(VM, Path("/b"), resume=False)
+    start.write_text("one\n")
+    attachments.save(path, [plain, taken])
+    assert attachments.load(path) == (plain, taken)
+    start.write_text("two\n")
+    assert attachments.load(path) == (plain,)
+    start.unlink()
+    assert attachments.load(path) == (plain,)
+    attachments.save(path, [plain, taken])
+    assert attachments.load(path) == (plain,)

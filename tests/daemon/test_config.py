@@ -1,11 +1,13 @@
 """The settings file."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from varstore_companion.daemon import config
-from varstore_companion.daemon.config import FILE_LIMIT, Settings
+from varstore_companion.daemon.config import FILE_LIMIT, Settings, Source
 from varstore_companion.errors import ConfigurationError
 
 
@@ -51,6 +53,11 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         ("headroom = -1", "headroom: expected a whole number from 0"),
         ("headroom = '1'", "headroom: expected a whole number"),
         ("headroom = true", "headroom: expected a whole number"),
+        ("headroom = 57345", "headroom: expected a whole number from 0 to 57,344, found '57345' (at line 1)"),
+        ("# one\n\nheadroom = 57345", "(at line 3)"),
+        ("manifest = 'm.toml'", "manifest: expected an absolute path, found 'm.toml' (at line 1)"),
+        ('state_dir = "/a\\u0000b"', "state_dir: expected an absolute path"),
+        ("contrl = 1", "contrl: unknown key: expected one of control, state_dir, toolstack, xapi, certificates, auth_dir,"),
         ("toolstack = 'xen'", "toolstack: expected one of embedded, guard, xapi"),
         ("xapi = 7", "xapi: expected a string"),
         ("[control]", "control: expected a string"),
@@ -76,3 +83,54 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("toolstack", ["embedded", "guard", "xapi"])
 def test_every_toolstack_can_be_named(tmp_path: Path, toolstack: str) -> None:
     assert load(tmp_path, f'toolstack = "{toolstack}"') == Settings(toolstack=toolstack)
+
+
+def test_every_key_has_a_reader_and_no_reader_has_no_key() -> None:
+    assert set(config._READERS) == {field.name for field in dataclasses.fields(Settings)}
+    assert set(config._READERS) > config.RELOADABLE
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(toolstack="xapi", xapi_socket=Path("/run/x")), "xapi_socket: only the embedded toolstack"),
+        (Settings(control=Path("/run/x"), xapi_socket=Path("/run/x")), "xapi_socket: /run/x is the control socket"),
+        (Settings(control=Path("x")), "control: x: expected an absolute path of at most 107 bytes"),
+        (Settings(xapi_socket=Path("/" + "ü" * 54)), "expected an absolute path of at most 107 bytes"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: Settings, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        config.confirmed(settings)
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        Source.fixed(settings).read()
+
+
+def test_the_usual_file_is_read_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tmp_path / "usual.toml"
+    monkeypatch.setattr(config, "CONFIG", usual)
+    without = Source.of(None, {"headroom": 3})
+    assert without.read() == Settings(headroom=3)
+    # One that comes later is found by a reload.
+    usual.write_text('manifest = "/m"\nheadroom = 1\n')
+    assert without.read() == Settings(headroom=3, manifest=Path("/m"))
+    # One that was there may not just be gone: that is an editor at work, and no wish for the defaults.
+    there = Source.of(None, {})
+    usual.unlink()
+    with pytest.raises(ConfigurationError, match=r"usual\.toml: No such file"):
+        there.read()
+
+
+def test_a_usual_file_that_cannot_be_looked_at_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(config, "CONFIG", tmp_path / "file" / "config.toml")
+    with pytest.raises(ConfigurationError, match="Not a directory"):
+        Source.of(None, {}).read()
+
+
+def test_a_file_that_is_named_goes_before_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, named = tmp_path / "usual.toml", tmp_path / "named.toml"
+    monkeypatch.setattr(config, "CONFIG", usual)
+    usual.write_text("headroom = 1\n")
+    named.write_text("")
+    assert Source.of(named, {}).read() == Settings()

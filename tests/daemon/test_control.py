@@ -13,7 +13,7 @@ from support.peer import Refused, connect, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import control as control_module
 from varstore_companion.daemon.attachments import Attachment
-from varstore_companion.daemon.vm import BootOutcome, LastUpdate
+from varstore_companion.daemon.cold_boot import BootOutcome, LastUpdate
 from varstore_companion.errors import ToolstackUnavailableError
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
@@ -155,7 +155,7 @@ async def test_pages_have_every_attachment_once_in_order(place: Place, limit: in
 async def test_a_page_ends_where_its_json_would_not_fit(place: Place) -> None:
     machines = [await place.machine(None, name=f"{number:02}.sock") for number in range(60)]
     for machine in machines:
-        place.daemon.vm(machine.vm).last_update = LastUpdate(NOW, BootOutcome.FAILED, "ü" * (MAX_TEXT - 1))
+        place.daemon.vm(machine.vm)._cold_boot.last_update = LastUpdate(NOW, BootOutcome.FAILED, "ü" * (MAX_TEXT - 1))
     pages = await listed(place)
     assert len(pages) > 1
     assert sum(map(len, pages)) == 60
@@ -252,4 +252,4 @@ async def test_attachments_by_two_operators_at_once(place: Place) -> None:
     assert sorted(results) == [False] + [True] * 7
     assert [entry["path"] for entry in place.daemon.listed()] == [str(place.folder / "vm.sock")]
     path = place.folder / "vm.sock"
-    assert place.daemon._sockets[path][0] == Attachment(vm, path, None, 0o660, resume=False)
+    assert place.daemon._sockets.served[path][0] == Attachment(vm, path, None, 0o660, resume=False)

@@ -25,7 +25,7 @@ def frame(message: Hello | Ping, request_id: int) -> bytes:
 
 
 def waiting(place: Place, machine: Machine) -> list[FirstByte]:
-    return [each for each in place.daemon._sockets[machine.path][1]._sessions if isinstance(each, FirstByte)]
+    return [each for each in place.daemon._sockets.served[machine.path][1]._sessions if isinstance(each, FirstByte)]
 
 
 @pytest.mark.parametrize("bytewise", [False, True])

@@ -2,71 +2,27 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 import trio
 
-from support.daemon import MANIFEST, NOW, DirectBackups, Machine, certcheck, loaded, updated, written
-from support.fake_guard import GUARDS_ALERT, Guard, Server, VmModel, Xapi, serving
+from support.daemon import Machine, certcheck, updated, written
+from support.fake_guard import GUARDS_ALERT, Server, Xapi, serving
+from support.guards import Place, behind_guard
 from support.peer import Refused, greeted
 from support.storemaker import scene
-from varstore_companion.daemon import attachments, listen
+from varstore_companion.daemon import attachments
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings
-from varstore_companion.daemon.host import Host
-from varstore_companion.daemon.main import Daemon, opened
+from varstore_companion.daemon.main import opened
 from varstore_companion.errors import ConfigurationError
-from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Attach, AttachAnswer, Durable, GetStoreAnswer, Mark, Outcome, Presence, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState
-
-
-def behind_guard(
-    folder: Path, nursery: trio.Nursery, store: bytes | None, state: CertificatesState, *, is_new: bool = True
-) -> tuple[Guard, Server]:
-    """A VM behind its guard, which listens."""
-    model = VmModel(uuid4(), certcheck)
-    model.put(store, state)
-    guard = Guard(model, is_new=is_new)
-    server = Server(folder / f"guard-{str(model.uuid)[:8]}", guard.answer)
-    server.listen()
-    nursery.start_soon(server.run)
-    return guard, server
-
-
-class Place:
-    """A daemon on the guard toolstack."""
-
-    def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
-        self.folder = folder
-        self.nursery = nursery
-        self.toolstack = GuardToolstack(count(1))
-        backups = DirectBackups(folder / "backups")
-        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, backups, lambda: NOW, upstreams=self.toolstack)
-        self.control = folder / "control"
-        self.saved = folder / "attached.json"
-        self.daemon = Daemon(self.host, loaded(), self.saved, listen.bind(self.control, mode=0o600))
-
-    def guard(self, store: bytes | None, state: CertificatesState, *, is_new: bool = True) -> tuple[Guard, Server]:
-        return behind_guard(self.folder, self.nursery, store, state, is_new=is_new)
-
-    async def machine(
-        self, store: bytes | None, state: CertificatesState, *, is_new: bool = True, resume: bool = False
-    ) -> tuple[Machine, Guard, Server]:
-        """A VM behind its guard, attached."""
-        guard, server = self.guard(store, state, is_new=is_new)
-        attachment = self.attachment(guard.model.uuid, server.path, resume=resume)
-        assert not await self.daemon.attach(attachment)
-        return Machine(attachment.vm, attachment.path), guard, server
-
-    def attachment(self, vm: UUID, upstream: Path | None, *, resume: bool = False, name: str = "vm") -> Attachment:
-        return Attachment(vm, self.folder / f"{name}-{str(vm)[:8]}", None, 0o660, resume, upstream)
 
 
 @pytest.fixture
@@ -137,6 +93,14 @@ async def test_behind_an_old_guard_nothing_is_updated_and_status_says_so(place: 
     assert (answer.store, answer.outcome) == (old, Outcome.NOT_ASKED)
     status = await place.daemon.status(machine.vm)
     assert (status["field"], status["updates_at_boot"], status["report"]) == (None, False, "update_available")
+    other, _, _ = await place.machine(old, AVAILABLE)
+    assert {each["vm"]: each["updates_at_boot"] for each in place.daemon.listed()} == {
+        str(machine.vm): False,
+        str(other.vm): None,  # nobody has asked
+    }
+    assert (await place.daemon.status(None))["without_updates_at_boot"] == 1
+    assert (await place.daemon.status(other.vm))["updates_at_boot"] is True
+    assert (await place.daemon.status(None))["without_updates_at_boot"] == 1
     await machine.put(written("ms2011", 1))
     assert guard.model.updates == [None]
 
@@ -182,17 +146,18 @@ async def test_a_lost_update_that_was_not_made_boots_the_old_store(place: Place)
     assert (guard.model.store, guard.model.state) == (old, ON_BOOT)
 
 
-async def test_a_write_while_the_guard_is_away_fails_and_can_be_repeated(place: Place) -> None:
+async def test_a_write_while_the_guard_is_away_is_acknowledged_and_delivered(place: Place) -> None:
     machine, guard, server = await place.machine(scene("ms2011").blob, ON_BOOT)
     await machine.boot(Reason.TOOL)
     server.stop()
     await trio.testing.wait_all_tasks_blocked()
-    with pytest.raises(Refused) as refused:
-        await machine.put(written("ms2011", 1))
-    assert refused.value.try_again
+    assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
     await place.nursery.start(server.run)
-    await machine.put(written("ms2011", 1))
-    assert guard.model.store == written("ms2011", 1)
+    vm = place.daemon.vm(machine.vm)
+    with trio.fail_after(10):
+        await vm.flush()
+    assert vm.is_direct
+    assert (guard.model.store, guard.model.state) == (written("ms2011", 1), ON_BOOT)
 
 
 async def test_a_resumed_vm_is_never_updated(place: Place) -> None:

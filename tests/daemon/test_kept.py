@@ -12,7 +12,7 @@ import pytest
 from support.notify import Manager
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.kept import LONGEST_NAME, Kept, name_of
-from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.systemd import Passed, Service
 
 
@@ -49,7 +49,7 @@ async def test_a_name_is_one_that_systemd_takes_whatever_the_path(tmp_path: Path
         assert len(name_of(made)) <= LONGEST_NAME == len(name_of(Bound(made.socket, made.path, 0xFFFF_FFFF, (1 << 64) - 1)))
         assert [name for name, _ in manager.store] == [name_of(made)]
         (back,) = [Passed(name, socket.socket(fileno=os.dup(descriptor))) for name, descriptor in manager.store]
-        taken = kept(manager, back).take(made.path, mode=0o600)
+        taken = kept(manager, back).take(made.path, Access(0o600))
     assert taken is not None
     assert (taken.path, taken.device, taken.inode) == (made.path, made.device, made.inode)
     taken.socket.close()
@@ -57,11 +57,11 @@ async def test_a_name_is_one_that_systemd_takes_whatever_the_path(tmp_path: Path
 
 async def test_what_comes_back_is_kept_and_stays_until_it_is_forgotten(manager: Manager, bound: Bound) -> None:
     sockets = kept(manager, again(bound))
-    taken = sockets.take(bound.path, mode=0o660)
+    taken = sockets.take(bound.path, Access(0o660))
     assert taken is not None
     assert sockets.holds(taken)
     await sockets.keep(taken)  # nothing to say: it is kept
-    assert sockets.take(bound.path, mode=0o660) is None
+    assert sockets.take(bound.path, Access(0o660)) is None
     await sockets.close_rest()
     await sockets.forget(taken)
     assert not sockets.holds(taken)
@@ -75,7 +75,7 @@ async def test_what_comes_back_is_kept_and_stays_until_it_is_forgotten(manager: 
 
 async def test_its_mode_is_given_again(manager: Manager, bound: Bound) -> None:
     bound.path.chmod(0o666)
-    taken = kept(manager, again(bound)).take(bound.path, mode=0o620)
+    taken = kept(manager, again(bound)).take(bound.path, Access(0o620))
     assert taken is not None
     taken.socket.close()
     assert stat.S_IMODE(bound.path.lstat().st_mode) == 0o620
@@ -83,7 +83,7 @@ async def test_its_mode_is_given_again(manager: Manager, bound: Bound) -> None:
 
 def test_what_it_has_is_not_given_again(manager: Manager, bound: Bound) -> None:
     before = bound.path.lstat()
-    taken = kept(manager, again(bound)).take(bound.path, mode=0o660, gid=before.st_gid)
+    taken = kept(manager, again(bound)).take(bound.path, Access(0o660, before.st_gid))
     assert taken is not None
     taken.socket.close()
     assert bound.path.lstat().st_ctime_ns == before.st_ctime_ns
@@ -91,7 +91,7 @@ def test_what_it_has_is_not_given_again(manager: Manager, bound: Bound) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
 async def test_its_group_is_given_again(manager: Manager, bound: Bound) -> None:
-    taken = kept(manager, again(bound)).take(bound.path, mode=0o660, gid=65_543)
+    taken = kept(manager, again(bound)).take(bound.path, Access(0o660, 65_543))
     assert taken is not None
     taken.socket.close()
     assert bound.path.lstat().st_gid == 65_543
@@ -122,7 +122,7 @@ async def test_what_is_not_the_socket_at_the_path_is_not_taken_and_closed(
             kind = socket.SOCK_DGRAM if what == "datagrams" else socket.SOCK_STREAM
             given = socket.socket(socket.AF_INET if what == "inet" else socket.AF_UNIX, kind)
     sockets = kept(manager, Passed(name, given))
-    assert sockets.take(path, mode=0o660) is None
+    assert sockets.take(path, Access(0o660)) is None
     assert sockets.take_activated(path) is None
     await sockets.close_rest()
     assert given.fileno() == -1
@@ -133,7 +133,7 @@ async def test_what_is_not_the_socket_at_the_path_is_not_taken_and_closed(
 async def test_of_two_of_the_same_name_one_is_served_and_one_closed(manager: Manager, bound: Bound) -> None:
     one, two = again(bound), again(bound)
     sockets = kept(manager, one, two)
-    taken = sockets.take(bound.path, mode=0o660)
+    taken = sockets.take(bound.path, Access(0o660))
     assert taken is not None
     assert taken.socket is one.socket
     await sockets.close_rest()
@@ -149,7 +149,7 @@ async def test_a_socket_unit_s_is_served_and_its_file_left_alone(manager: Manage
         listener.listen()
         path.chmod(0o640)
         sockets = kept(manager, Passed("control", listener))
-        assert sockets.take(path, mode=0o600) is None
+        assert sockets.take(path, Access(0o600)) is None
         assert sockets.take_activated(tmp_path / "other.sock") is None
         taken = sockets.take_activated(path)
         assert taken is not None

@@ -166,7 +166,7 @@ def test_a_name_that_was_swapped_for_a_link_gets_no_mode(tmp_path: Path) -> None
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="socket"):
-            listen._give(folder, "temporary", 0o666, None)
+            listen.give(folder, "temporary", listen.Access(0o666))
     finally:
         os.close(folder)
     assert stat.S_IMODE(secret.lstat().st_mode) == 0o600

@@ -188,7 +188,7 @@ async def test_a_list_of_a_later_version_keeps_the_daemon_from_starting_and_stay
     with pytest.RaisesGroup(pytest.RaisesExc(NewerListError, match="reads up to format 1")):
         await place.daemon.run()
     assert saved.read_text() == text
-    assert names(tmp_path) == ["attached.json", "control.sock"]
+    assert "attached.json.unreadable" not in names(tmp_path)
     place.bound.socket.close()
 
 
@@ -286,7 +286,9 @@ async def test_cancelled_in_the_middle_the_store_is_the_old_or_the_new_one(tmp_p
 
 async def test_the_line_for_systemd_has_the_counts(place: Place) -> None:
     await place.machine(None)
-    assert place.daemon.status_line == ("toolstack memory, attached 1, connections 0; boots 0, updates 0 (failed 0), writes 0")
+    assert place.daemon.status_line == (
+        "toolstack memory, direct, attached 1, connections 0; boots 0, updates 0 (failed 0), writes 0"
+    )
 
 
 # One daemon
@@ -303,7 +305,7 @@ async def test_it_is_composed_from_its_settings_and_leaves_only_what_it_keeps(tm
             await control.call(Ping(), PingAnswer)
         nursery.cancel_scope.cancel()
     assert names(tmp_path) == ["state"]
-    assert names(tmp_path / "state") == ["lock", "toolstack.db"]
+    assert names(tmp_path / "state") == ["journal", "lock", "toolstack.db"]
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 

@@ -41,7 +41,7 @@ def frame(message: messages.RequestMessage, request_id: int = 77) -> bytes:
 
 
 def acceptor(place: Place, machine: Machine) -> Acceptor:
-    return place.daemon._sockets[machine.path][1]
+    return place.daemon._sockets.served[machine.path][1]
 
 
 async def ended(peer: Peer, code: ErrorCode) -> None:

@@ -9,7 +9,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from support.daemon import Machine, Place, updated, written
 from support.stock import Failed, Varstored
 from support.storemaker import scene
-from varstore_companion.daemon.vm import BOOT_SECONDS, RETRY_SECONDS, UPDATE_FAILED, UPDATED
+from varstore_companion.daemon.alerts import UPDATE_FAILED, UPDATED
+from varstore_companion.daemon.cold_boot import RETRY_SECONDS
+from varstore_companion.daemon.vm import BOOT_SECONDS
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
@@ -214,7 +216,7 @@ async def test_a_framed_boot_is_a_boot_whenever_it_is_asked_for(place: Place) ->
 async def test_attaching_the_same_again_allows_nothing_more(place: Place) -> None:
     machine = await marked(place)
     await varstored(machine).read()
-    attachment = place.daemon._sockets[machine.path][0]
+    attachment = place.daemon._sockets.served[machine.path][0]
     assert await place.daemon.attach(attachment)
     await never_updates(place, machine)
 
@@ -275,3 +277,15 @@ async def test_many_boots_at_once_each_update_their_own(place: Place) -> None:
                 nursery.start_soon(varstored(machine).read)
     assert {place.record(machine).store for machine in machines} == {updated(scene(OLD).blob)}
     assert len(place.toolstack.writes) == len(machines)
+
+
+async def test_whether_a_boot_is_to_come_is_shown(place: Place) -> None:
+    machine = await marked(place)
+
+    async def shown() -> tuple[object, object]:
+        (listed,) = place.daemon.listed()
+        return listed["boot_left"], (await place.daemon.status(machine.vm))["boot_left"]
+
+    assert await shown() == (True, [str(machine.path)])
+    await varstored(machine).read()
+    assert await shown() == (False, [])

@@ -11,6 +11,7 @@ from support.daemon import NOW, Place, updated, written
 from support.peer import Refused
 from support.storemaker import scene
 from support.varstored_model import VarstoredModel
+from varstore_companion.daemon.alerts import STORE_DAMAGED
 from varstore_companion.errors import (
     ToolstackRefusedError,
     ToolstackUnavailableError,
@@ -194,7 +195,7 @@ async def test_the_field_is_made_to_tell_the_truth(
     # Once is enough.
     await machine.boot()
     assert len(place.toolstack.writes) == (verdict is not None)
-    await alerted(place)
+    await alerted(place, *([STORE_DAMAGED] if name == "oversized_dbx" else []))
 
 
 @pytest.mark.parametrize("error", [UNAVAILABLE, REFUSED, UNCLEAR, RuntimeError("a bug")])

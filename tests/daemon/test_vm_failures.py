@@ -2,17 +2,18 @@
 
 import errno
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from uuid import UUID
+from types import ModuleType
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from support.daemon import VENDOR, Machine, Place, updated, written
+from support.daemon import MANIFEST, VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
-from varstore_companion.daemon import vm as vm_module
+from varstore_companion.daemon import keeping, rules, upstream
+from varstore_companion.daemon.alerts import STORE_DAMAGED
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
@@ -20,6 +21,7 @@ from varstore_companion.errors import (
     ToolstackUnclearError,
 )
 from varstore_companion.journal import files
+from varstore_companion.sources import Loaded
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.limits import MAX_TEXT
@@ -46,8 +48,9 @@ async def failed_and_kept(place: Place, machine: Machine, store: bytes, reason: 
     assert reason in (answer.detail or "")
     record = place.record(machine)
     assert (record.store, record.state) == (store, ON_BOOT)
-    await alerted(place, FAILED)
-    ((vm, alert),) = place.toolstack.alerts
+    is_damaged = "the store is damaged" in reason
+    await alerted(place, *([STORE_DAMAGED] if is_damaged else []), FAILED)
+    *_, (vm, alert) = place.toolstack.alerts
     assert vm == machine.vm
     assert reason in alert.body
     assert place.host.stats.updates_failed == 1
@@ -71,7 +74,7 @@ async def test_a_refused_plan(place: Place, name: str, reason: str) -> None:
 
 
 async def test_a_missing_body(place: Place) -> None:
-    place.host.bodies = {}
+    place.host.rules = Rules(MANIFEST, Loaded({}, {}, ()))
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     await failed_and_kept(place, machine, scene("ms2011").blob, "no certificate source has the body of")
 
@@ -113,7 +116,7 @@ async def test_a_backup_that_the_disk_does_not_take(place: Place, code: int, mon
 
 
 async def test_a_backup_that_hangs(place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def keep(_vm: UUID, _store: bytes, _plan: Mapping[str, object], _now: float) -> str:
+    async def keep(*_: object, **__: object) -> str:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -238,13 +241,13 @@ def _bug(*_: object, **__: object) -> object:
     raise IndexError("a store nobody thought of")
 
 
-@pytest.mark.parametrize("where", ["plan", "describe_plan"])
+@pytest.mark.parametrize(("module", "name"), [(rules, "plan"), (keeping, "describe_plan"), (keeping, "describe_report")])
 async def test_a_bug_in_planning_stops_no_boot(
-    place: Place, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Place, module: ModuleType, name: str, *, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = scene("ms2011").blob
     machine = await place.machine(store, ON_BOOT)
-    monkeypatch.setattr(vm_module, where, _bug)
+    monkeypatch.setattr(module, name, _bug)
     await failed_and_kept(place, machine, store, "an error inside the daemon")
     assert place.toolstack.writes == []
     assert "a store nobody thought of" in caplog.text
@@ -257,7 +260,7 @@ async def test_a_bug_in_the_report_stops_no_start(
 ) -> None:
     store = scene("ms2011").blob
     machine = await place.machine(store, AVAILABLE)
-    monkeypatch.setattr(vm_module, where, _bug)
+    monkeypatch.setattr(upstream, where, _bug)
     answer = await machine.boot(reason)
     assert (answer.outcome, answer.store) == (Outcome.NOT_ASKED, store)
     assert place.toolstack.writes == []

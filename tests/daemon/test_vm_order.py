@@ -141,9 +141,9 @@ async def test_cancelled_anywhere_what_is_known_stays_true(still: Place, what: s
     # The lock is free, the next write is decided on what the toolstack holds, and no mark is lost (invariant 7).
     assert record.store is not None
     with trio.fail_after(5):
-        verdict, generation = await vm.put(record.store)
-    assert (verdict.update, generation) == (Update.NO, record.generation + 1)
-    assert still.record(vm) == VmRecord(record.store, record.state, generation)
+        put = await vm.put(record.store)
+    assert (put.verdict.update, put.generation) == (Update.NO, record.generation + 1)
+    assert still.record(vm) == VmRecord(record.store, record.state, put.generation)
     with trio.fail_after(5):
         boot = await vm.boot()
     assert boot.outcome.name == (Outcome.NOT_ASKED if record.state is OK else Outcome.UPDATED).name

@@ -169,6 +169,10 @@ async def test_a_vms_life(host: Host) -> None:
         assert failure(api.VM.revert, snapshot)[:2] == ["VM_REVERT_FAILED", snapshot]
         assert failure(api.VM.revert, clone)[0] == "OPERATION_NOT_ALLOWED"
         assert failure(api.VM.snapshot, snapshot, "again") == ["VM_IS_SNAPSHOT", snapshot, "snapshot"]
+        for update in ((), ("yes",), ("no",), ("unspecified",)):
+            refused = failure(api.VM.set_NVRAM_EFI_variables, snapshot, base64("all2023"), *update)
+            assert refused[0] == failure(api.VM.set_NVRAM, snapshot, {})[0] == "VM_IS_SNAPSHOT"
+        assert api.VM.get_NVRAM(snapshot) == {"EFI-variables": base64("ms2011")}
 
     await host.ask(calls)
 

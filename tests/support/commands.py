@@ -164,7 +164,9 @@ class Daemon:
 def daemon(folder: Path, *options: object) -> Iterator[Daemon]:
     """A daemon on the embedded toolstack, ready when this is entered and gone when it is left."""
     control, state_dir = folder / "control.sock", folder / "state"
-    command = [*PROGRAM, "serve", "--control", str(control), "--state-dir", str(state_dir), *map(str, options)]
+    # The settings of the machine that runs the tests are none of theirs.
+    own = ["--config", os.devnull, "--control", str(control), "--state-dir", str(state_dir)]
+    command = [*PROGRAM, "serve", *own, *map(str, options)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=python_environment(), text=True) as started:
         running = Daemon(started, control, state_dir)
         ready = threading.Event()

@@ -1,31 +1,41 @@
 """A daemon in this process, on real sockets and a toolstack in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import trio
 
+from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
 from support.peer import Peer, greeted
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.entry import Entry
+from varstore_companion.journal.history import History
+from varstore_companion.journal.journal import Journal, _head
 from varstore_companion.sources import Loaded, load_bodies
-from varstore_companion.toolstack.interface import VmRecord
+from varstore_companion.toolstack.interface import Toolstack, Upstreams, VmRecord
 from varstore_companion.trust.check import State, check
 from varstore_companion.trust.plan import plan
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.limits import BOOT_ANSWER_SECONDS
 from varstore_companion.wire.messages import GetStoreAnswer, PutStoreAnswer, Reason
+
+T = TypeVar("T")
 
 VENDOR = UUID("9d0da369-540b-46f8-85a0-2b5f2c301e15")
 NOW = 1_800_000_000.0
@@ -57,8 +67,46 @@ def written(name: str, number: int, size: int = 8) -> bytes:
 class DirectBackups(Backups):
     """Backups without a thread: the virtual clock does not wait for threads."""
 
-    async def keep(self, vm: UUID, store: bytes, plan: Mapping[str, object], now: float) -> str:
-        return self._write(vm, store, plan, now)
+    async def _run(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+class DirectHistory(History):
+    """Histories without a thread, likewise."""
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+class DirectJournal(Journal):
+    """A journal without a thread."""
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        result = call()
+        self._on_disk = self._segments.bytes_on_disk
+        return result
+
+    async def load(self, entry: Entry) -> bytes:
+        await trio.lowlevel.checkpoint()
+        place = self._find(entry)
+        if place is None:
+            raise self._error("a store cannot be read", "it is not pending any more")
+        return self._segments.read(place, _head(entry))
+
+
+def still_host(folder: Path, toolstack: Toolstack, *, upstreams: Upstreams | None = None) -> Host:
+    """A host whose clock stands still."""
+    return host_in(
+        folder,
+        toolstack,
+        Rules(MANIFEST, loaded()),
+        lambda: NOW,
+        backups=DirectBackups,
+        history=DirectHistory,
+        journal=DirectJournal,
+        upstreams=upstreams,
+    )
 
 
 @dataclass(frozen=True)
@@ -93,12 +141,13 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.toolstack = MemoryToolstack(certcheck)
-        self.backups = DirectBackups(folder / "backups")
-        self.host = Host(self.toolstack, MANIFEST, loaded().bodies, self.backups, lambda: NOW)
+        self.host = still_host(folder, self.toolstack)
+        self.backups, self.history = self.host.backups, self.host.history
         self.control = folder / "control.sock"
         self.saved = folder / "attached.json"
         self.bound = listen.bind(self.control, mode=0o600)
-        self.daemon = Daemon(self.host, loaded(), self.saved, self.bound)
+        self.reloader = Reloader(self.host, Source(), Settings())
+        self.daemon = Daemon(self.host, self.reloader, self.saved, self.bound)
 
     async def machine(
         self,

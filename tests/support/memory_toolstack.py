@@ -60,6 +60,7 @@ class MemoryToolstack:
         self.calls: Counter[Call] = Counter()
         self.counters: Counter[str] = Counter()
         self.closed = False
+        self.late_seconds = 0.0
         self._prepared: dict[Call, deque[tuple[When, Exception | Hang]]] = {
             "read": deque(),
             "write": deque(),
@@ -86,6 +87,10 @@ class MemoryToolstack:
         hang = Hang()
         self._prepared[call].append((when, hang))
         return hang
+
+    def has_field(self, vm: UUID) -> bool | None:
+        record = self.vms.get(vm)
+        return None if record is None else record.state is not None
 
     async def read(self, vm: UUID) -> VmRecord:
         async with self._prepared_for("read"):

@@ -45,7 +45,18 @@ class Home:
         start = ["-m", "varstore_companion.cli"] if before is None else ["-c", f"{before}\n{_RUN}"]
         if descriptors is not None:
             start = ["-c", _WITH_FEW_DESCRIPTORS, str(descriptors)]
-        options = ["--control", self.control, "--state-dir", self.state, "--auth-dir", self.folder / "none", *more]
+        # The settings of the machine that runs the tests are none of theirs.
+        options = [
+            "--config",
+            os.devnull,
+            "--control",
+            self.control,
+            "--state-dir",
+            self.state,
+            "--auth-dir",
+            self.folder / "none",
+            *more,
+        ]
         return [sys.executable, *start, "serve", *map(str, options)]
 
     @contextmanager

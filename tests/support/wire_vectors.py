@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from varstore_companion.wire import messages
+from varstore_companion.wire import messages, observing
 from varstore_companion.wire.connection import Connection, Event, Request
 from varstore_companion.wire.errors import RemoteProtocolError
 from varstore_companion.wire.frames import build_frame
@@ -31,10 +31,15 @@ def message_class(name: str, form: str) -> type[Message]:
     if form == "error":
         return ErrorAnswer
     pascal = "".join(word.capitalize() for word in name.split("_"))
-    found = getattr(messages, pascal + ("Answer" if form == "answer" else ""))
+    found = declared(pascal + ("Answer" if form == "answer" else ""))
     assert isinstance(found, type)
     assert issubclass(found, Message)
     return found
+
+
+def declared(name: str) -> Any:  # noqa: ANN401  a message's class or a set of values
+    """Find what one of the modules that declare messages has under that name."""
+    return getattr(messages, name, None) or getattr(observing, name)
 
 
 def table_fields(name: str, form: str) -> list[dict[str, Any]]:
@@ -61,7 +66,7 @@ def message_of(name: str, form: str, texts: dict[str, str]) -> Message:
                 value = {"0": False, "1": True}[text]
             case "choice":
                 enum = "".join(word.capitalize() for word in field["enum"].split("_"))
-                value = getattr(messages, enum)[text.upper()]
+                value = declared(enum)[text.upper()]
             case "uuid":
                 value = UUID(text)
             case "octets" | "path":

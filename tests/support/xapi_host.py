@@ -178,7 +178,7 @@ async def running(folder: Path, *, headroom: int | None = None) -> AsyncIterator
 
 
 @pytest.fixture
-async def host(certcheck: None) -> AsyncIterator[Host]:  # noqa: ARG001  for what it does
+async def host(certcheck: None) -> AsyncIterator[Host]:
     """A host of its own."""
     with short_folder() as folder:
         async with running(folder) as host:

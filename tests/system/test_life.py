@@ -72,7 +72,7 @@ async def test_a_reboot_without_a_mark_sends_no_and_leaves_the_field(host: Host)
     assert host.counters() == {"certcheck_runs": 0, "writes_yes": 0, "writes_no": 3, "writes_unspecified": 0}
 
 
-async def test_a_failed_update_leaves_the_mark_and_the_boot_alone(certcheck: None) -> None:  # noqa: ARG001  for what it does
+async def test_a_failed_update_leaves_the_mark_and_the_boot_alone(certcheck: None) -> None:
     old = scene("ms2011").blob
     with short_folder() as folder:
         async with running(folder, headroom=1_000_000) as host:

@@ -28,7 +28,7 @@ class Hosts(NamedTuple):
 
 
 @pytest.fixture
-async def hosts(certcheck: None) -> AsyncIterator[Hosts]:  # noqa: ARG001  for what it does
+async def hosts(certcheck: None) -> AsyncIterator[Hosts]:
     with short_folder() as one, short_folder() as other:
         async with running(one) as source, running(other) as target:
             yield Hosts(source, target)

@@ -421,3 +421,53 @@ def test_under_load_no_request_fails_and_no_write_is_lost(home: Home, supervisor
         for vm, count in zip(vms, counts, strict=True):
             assert database.read(vm) == VmRecord(written("ms2011", count), AVAILABLE, count)
     assert len(supervisor.kept()) == LOAD_VMS + 1
+
+
+def test_a_reload_is_told_from_its_begin_to_its_end(home: Home, supervisor: Supervisor) -> None:
+    serve = supervisor.start()
+    serve.process.send_signal(signal.SIGHUP)
+    supervisor.wait_for(lambda: len(supervisor.manager.said("READY")) == 2)
+    told = [next(iter(news.fields)) for news in supervisor.manager.news]
+    assert told.index("RELOADING") == len(told) - 1 - told[::-1].index("READY") - 1
+    supervisor.stop()
+    assert any("reloaded:" in line for line in serve.lines)
+
+
+def test_a_guard_s_socket_that_is_taken_over_stays_ours_over_a_restart(home: Home) -> None:
+    path, vm = home.folder / "vm.sock", uuid4()
+    supervisor = Supervisor(home, "--toolstack", "guard")
+    try:
+        with socket.socket(socket.AF_UNIX) as guard:
+            guard.bind(str(path))
+            guard.listen()
+            path.chmod(0o622)
+            supervisor.start()
+            with control_client(home.control) as control:
+                control.call(Attach(vm, bytes(path), interpose=True))
+            file = inode(path)
+            assert len(supervisor.kept()) == 2
+            supervisor.stop()
+            with ThreadPoolExecutor() as threads:
+                waits = threads.submit(call, path, stock.login())
+                again = supervisor.start()
+                stock.understand(waits.result(SECONDS))
+            assert (inode(path), path.lstat().st_mode & 0o777) == (file, 0o622)
+            assert not any("closed" in line for line in again.lines)
+            # A guard that has made its socket anew meanwhile is taken over anew.
+            supervisor.stop()
+            path.unlink()
+            with socket.socket(socket.AF_UNIX) as another:
+                another.bind(str(path))
+                another.listen()
+                supervisor.start()
+                supervisor.wait_for(lambda: len(supervisor.manager.said("FDSTOREREMOVE")) == 1)
+                stock.understand(call(path, stock.login()))
+                with control_client(home.control) as control:
+                    control.call(Detach(bytes(path)))
+                supervisor.wait_for(lambda: len(supervisor.kept()) == 1)
+                another.settimeout(SECONDS)
+                with socket.socket(socket.AF_UNIX) as varstored:
+                    varstored.connect(str(path))
+                    another.accept()[0].close()
+    finally:
+        supervisor.close()

@@ -1,5 +1,6 @@
 """`serve --xapi-socket` as a process of its own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,16 @@ from varstore_companion.errors import ConfigurationError
 
 
 def serve(folder: Path, *options: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "varstore_companion.cli", "serve", "--control", str(folder / "control")]
+    command = [
+        sys.executable,
+        "-m",
+        "varstore_companion.cli",
+        "serve",
+        "--config",
+        os.devnull,
+        "--control",
+        str(folder / "control"),
+    ]
     command += ["--state-dir", str(folder / "state"), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=python_environment())
 

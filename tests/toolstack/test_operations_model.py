@@ -135,6 +135,12 @@ class Machine(RuleBasedStateMachine):
     @rule(vm=vms, store=STORES, update=st.sampled_from(Update))
     def set_efi_variables(self, vm: UUID, store: bytes, update: Update) -> None:
         before = self.model[vm]
+        if before.kind is VmKind.SNAPSHOT:
+            with pytest.raises(ToolstackRefusedError, match="VM_IS_SNAPSHOT"):
+                self.operations.confirm(vm, None)
+            with pytest.raises(ToolstackRefusedError, match="VM_IS_SNAPSHOT"):
+                self.operations.write(vm, store, Update.NO if update is Update.UNSPECIFIED else update)
+            return
         if update is Update.UNSPECIFIED:
             self.operations.write_checked(vm, store, derive(store))
             after = before.derived(store, marked=False)

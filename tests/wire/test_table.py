@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from support.wire_vectors import TABLE, message_class, table_fields
-from varstore_companion.wire import frames, limits, messages
+from support.wire_vectors import TABLE, declared, message_class, table_fields
+from varstore_companion.wire import frames, limits
 from varstore_companion.wire.codec import ANSWERS, LAYOUTS, REQUESTS
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.fields import Choice, Flag, Kind, Number, Octets, Path, Text, Uuid
@@ -19,6 +19,7 @@ ENUMS = {
     "Outcome": "outcome",
     "Verdict": "verdict",
     "Durable": "durable",
+    "LogLevel": "log_level",
 }
 
 
@@ -107,7 +108,7 @@ def test_header_bytes_lie_where_the_table_says() -> None:
 def test_enums() -> None:
     assert set(ENUMS.values()) == TABLE["enums"].keys()
     for name, table in ENUMS.items():
-        assert {member.name.lower(): member.value for member in getattr(messages, name)} == TABLE["enums"][table]
+        assert {member.name.lower(): member.value for member in declared(name)} == TABLE["enums"][table]
 
 
 def test_errors() -> None:

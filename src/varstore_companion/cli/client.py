@@ -1,17 +1,27 @@
 """A client of the framed protocol on blocking sockets: what the commands and the demo talk to the daemon with."""
 
+import json
 import socket
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from varstore_companion import __version__
 from varstore_companion.errors import CompanionError
 from varstore_companion.wire.connection import Answer, Connection, Failure
 from varstore_companion.wire.errors import ErrorCode, RemoteProtocolError
-from varstore_companion.wire.messages import AnswerMessage, ClientKind, Hello, RequestMessage, Socket
+from varstore_companion.wire.messages import (
+    AnswerMessage,
+    BackupsAnswer,
+    ClientKind,
+    Hello,
+    HistoryAnswer,
+    RequestMessage,
+    Socket,
+)
 from varstore_companion.wire.states import Role
 
 SECONDS = 60.0
@@ -37,6 +47,8 @@ class RequestFailedError(CompanionError):
         return ErrorCode(self.code).name if self.code in set(ErrorCode) else f"error {self.code}"
 
     def __str__(self) -> str:
+        if self.code == ErrorCode.UNKNOWN_TYPE:
+            return f"{self.name}: the running daemon is older than this program and cannot do this: restart it first"
         return f"{self.name}: {self.text}"
 
 
@@ -103,3 +115,16 @@ class Client:
 def control(path: Path) -> Client:
     """A connection to the control socket."""
     return Client(path, ClientKind.OPERATOR)
+
+
+def pages(client: Client, request: Callable[[bytes | None], RequestMessage]) -> Iterator[dict[str, Any]]:
+    """Every page of a paged answer, as JSON. `request`: makes the request for the page after a cursor."""
+    after: bytes | None = None
+    while True:
+        answer = client.call(request(after))
+        if not isinstance(answer, BackupsAnswer | HistoryAnswer):
+            raise ConnectError(f"the daemon answered with {type(answer).__name__}")
+        yield json.loads(answer.json)
+        after = answer.next
+        if after is None:
+            return

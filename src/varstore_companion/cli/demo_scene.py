@@ -1,6 +1,7 @@
 """What the demo's story plays on: stores made from real certificates of 2011, and a daemon of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -144,6 +145,7 @@ def daemon(host: Host) -> Iterator[None]:
     """Run `serve` as a process of its own; ready when this is entered, gone when it is left. Raises `StepError`."""
     log = host.folder / "daemon.log"
     command = [sys.executable, "-m", "varstore_companion.cli", "serve", "--control", str(host.control)]
+    command += ["--config", os.devnull]  # not the settings of the host's own daemon
     with log.open("wb") as output:
         process = subprocess.Popen([*command, "--state-dir", str(host.state_dir)], stderr=output)  # noqa: S603  our own program
     try:

@@ -14,7 +14,8 @@ EXAMPLES = "  varstore-companion detach --socket /var/run/xen/varstored-root-7/v
 
 def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
-    parse = parser("detach", "Have the daemon stop serving a socket, and remove it. Repeating it is harmless.", EXAMPLES)
+    what = "Have the daemon stop serving a socket, and remove it, or put its guard's back. Repeating it is harmless."
+    parse = parser("detach", what, EXAMPLES)
     parse.add_argument("--socket", type=socket_path, required=True, metavar="PATH", help="the socket")
     add_control(parse)
     add_json(parse)

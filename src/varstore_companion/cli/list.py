@@ -5,7 +5,7 @@ from typing import Any
 
 from varstore_companion.cli import output
 from varstore_companion.cli.arguments import add_control, add_json, parser
-from varstore_companion.cli.client import control
+from varstore_companion.cli.client import Client, control
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.wire import messages
 
@@ -20,23 +20,34 @@ def main(arguments: list[str]) -> ExitCode:
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)
-    entries: list[dict[str, Any]] = []
-    after: bytes | None = None
     with control(options.control) as client:
-        while True:
-            answer = client.call(messages.List(after))
-            if not isinstance(answer, messages.ListAnswer):
-                break
-            entries += json.loads(answer.json)["attachments"]
-            after = answer.next
-            if after is None:
-                break
+        entries = attachments(client)
     if options.json:
         output.print_json({"attachments": entries})
     else:
-        headings = ["vm", "socket", "report", "field", "last verdict", "connections", "upstream"]
-        keys = ["vm", "path", "report", "field", "last_verdict", "connections", "upstream"]
-        output.table(
-            [["-" if (value := entry.get(key)) is None else str(value) for key in keys] for entry in entries], headings
-        )
+        headings = ["vm", "socket", "report", "field", "last verdict", "connections", "boot", "upstream"]
+        output.table([_row(entry) for entry in entries], headings)
     return ExitCode.FINE
+
+
+def attachments(client: Client) -> list[dict[str, Any]]:
+    """Every attachment, page by page."""
+    entries: list[dict[str, Any]] = []
+    after: bytes | None = None
+    while True:
+        answer = client.call(messages.List(after))
+        if not isinstance(answer, messages.ListAnswer):
+            return entries
+        entries += json.loads(answer.json)["attachments"]
+        after = answer.next
+        if after is None:
+            return entries
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    keys = ("vm", "path", "report", "field", "last_verdict", "connections")
+    boot = "to come" if entry.get("boot_left") else None
+    if entry.get("updates_at_boot") is False:
+        boot = "never updates"
+    values = [*(entry.get(key) for key in keys), boot, entry.get("upstream")]
+    return ["-" if value is None else str(value) for value in values]

@@ -1,8 +1,6 @@
 """`serve`: the daemon."""
 
-import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -10,10 +8,9 @@ import trio
 from varstore_companion import paths
 from varstore_companion.cli.arguments import headroom, parser
 from varstore_companion.cli.exit_code import ExitCode
-from varstore_companion.daemon import config
+from varstore_companion.daemon import config, log
 from varstore_companion.daemon import main as daemon
-from varstore_companion.daemon.config import Settings
-from varstore_companion.efi.names import printable
+from varstore_companion.daemon.config import Source
 
 EXAMPLES = """\
   varstore-companion serve
@@ -22,22 +19,15 @@ EXAMPLES = """\
   varstore-companion serve --toolstack guard
   varstore-companion serve --xapi-socket /run/varstore-companion/xapi
 
-It runs until SIGTERM or SIGINT. Log lines go to standard error. On the socket for xapi's clients the embedded toolstack answers
-as xapi does; the package XenAPI spells / in a socket's path as _, so it reaches none that has a _ in its own."""
-
-
-class OneLine(logging.Formatter):
-    """A record is one line, whatever a guest or a toolstack put into its text; a traceback of ours follows it."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the standard library's name
-        """The line."""
-        return printable(super().formatMessage(record))
+It runs until SIGTERM or SIGINT; SIGHUP reloads manifest, certificates and headroom, as the command reload does. Log lines go to
+standard error. On the socket for xapi's clients the embedded toolstack answers as xapi does; the package XenAPI spells / in a
+socket's path as _, so it reaches none that has a _ in its own."""
 
 
 def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
     parse = parser("serve", "Run the daemon between varstored and the toolstack.", EXAMPLES)
-    parse.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML; options go before it")
+    parse.add_argument("--config", type=Path, metavar="FILE", help=f"settings as TOML; options go before it ({paths.CONFIG})")
     parse.add_argument("--control", type=Path, metavar="SOCKET", help=f"the control socket ({paths.CONTROL})")
     parse.add_argument("--state-dir", type=Path, metavar="DIR", help=f"what is kept over a restart ({paths.STATE_DIR})")
     parse.add_argument("--toolstack", choices=config.TOOLSTACKS, help="what keeps the VMs' NVRAM (embedded)")
@@ -48,10 +38,9 @@ def main(arguments: list[str]) -> ExitCode:
     parse.add_argument("--auth-dir", type=Path, metavar="DIR", help="varstored's .auth files")
     headroom(parse)
     options = parse.parse_args(arguments)
-    settings = Settings() if options.config is None else config.load(options.config)
     given = {name: value for name, value in vars(options).items() if name != "config" and value is not None}
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("%(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-    trio.run(daemon.serve, replace(settings, **given))
+    source = Source.of(options.config, given)
+    settings = source.read()
+    log.begin(sys.stderr)
+    trio.run(daemon.serve, settings, source)
     return ExitCode.FINE

@@ -18,11 +18,12 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 # A named tuple for certcheck's start: see `siglist_outline.Place`.
 class StoreFile(NamedTuple):
-    """What was read. `base64`: how it was written; `newline`: whether the text ended in one."""
+    """What was read. `base64`: how it was written; `newline`: whether the text ended in one; `data`: the file itself."""
 
     blob: bytes
     base64: bool
     newline: bool
+    data: bytes
 
     def encode(self, blob: bytes) -> bytes:
         """Another store in the form of this file."""
@@ -50,14 +51,14 @@ def read(name: str) -> StoreFile:
 def decode(data: bytes) -> StoreFile:
     """Tell raw bytes, which begin with the magic, from base64 text, which cannot. Raises `MalformedError`."""
     if data.startswith(MAGIC):
-        return StoreFile(data, base64=False, newline=False)
+        return StoreFile(data, base64=False, newline=False, data=data)
     text = data.translate(None, delete=_BLANKS)
     try:
         blob = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         expected = f"base64 text, or a raw store, which begins with {MAGIC.decode()} ({error})"
         raise MalformedError("store", offset=_broken_at(data), expected=expected) from None
-    return StoreFile(blob, base64=True, newline=data.endswith(b"\n"))
+    return StoreFile(blob, base64=True, newline=data.endswith(b"\n"), data=data)
 
 
 def _broken_at(data: bytes) -> int:

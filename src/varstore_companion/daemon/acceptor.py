@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_SECONDS = 0.1
 """When the system has no descriptor or memory for one more connection: long enough for one to be given back."""
+RETIRE_SECONDS = 2.0
+"""For the calls of an unmodified varstored, each a connection of its own, to be made by those that have connected."""
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -107,10 +109,27 @@ class Acceptor:
         for session in self._sessions:
             session.stop()
 
+    def take_last(self) -> None:
+        """Accept those that have connected, and nobody after them: for a socket to which no path leads any more."""
+        with suppress(OSError):  # closed, or nobody waits any more
+            self.bound.socket.settimeout(0)
+            while True:
+                connected, _ = self.bound.socket.accept()
+                self._take(trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
+        self.scope.cancel()
+
+    async def retire(self) -> None:
+        """For after `take_last`: wait for the sessions to end, and stop those that have not within `RETIRE_SECONDS`."""
+        with trio.move_on_after(RETIRE_SECONDS):
+            await self.emptied()
+        self.stop()
+        await self.emptied()
+
     async def emptied(self) -> None:
-        """Wait until no connection is left, and none can come. For after `stop`."""
+        """Wait until no connection is left, and none can come. For after `stop` or `take_last`."""
         if self._accepting or self._sessions:
-            self._emptied = trio.Event()
+            if self._emptied is None:
+                self._emptied = trio.Event()
             await self._emptied.wait()
 
     def _look_whether_empty(self) -> None:

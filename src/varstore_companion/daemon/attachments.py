@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from varstore_companion.daemon.interpose import beside
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.journal import files
 from varstore_companion.wire.limits import MAX_GID, MAX_MODE
@@ -15,6 +16,7 @@ from varstore_companion.wire.limits import MAX_GID, MAX_MODE
 FORMAT = 1
 DEFAULT_MODE = 0o660
 """As xapi makes the socket of a deprivileged varstored: for its owner and the domain's own group."""
+_HOST_START = Path("/proc/sys/kernel/random/boot_id")
 
 
 class NewerListError(ConfigurationError):
@@ -25,7 +27,8 @@ class NewerListError(ConfigurationError):
 class Attachment:
     """One socket. `gid`: its group, None to leave it; `resume`: no read through it is a cold boot (invariant 10).
 
-    `upstream`: the VM's own socket at a toolstack that has one for each VM.
+    `upstream`: the VM's own socket at a toolstack that has one for each VM. `interpose`: `path` is that socket, taken over, and
+    `upstream` is where it has been put (see `interpose`); its group and mode are the guard's, `gid` and `mode` say nothing.
     """
 
     vm: UUID
@@ -34,6 +37,7 @@ class Attachment:
     mode: int
     resume: bool
     upstream: Path | None = None
+    interpose: bool = False
 
     def describe(self) -> dict[str, object]:
         """As plain values for JSON."""
@@ -41,14 +45,23 @@ class Attachment:
             "vm": str(self.vm),
             "path": os.fspath(self.path),
             "gid": self.gid,
-            "mode": f"{self.mode:04o}",
+            "mode": None if self.interpose else f"{self.mode:04o}",
             "resume": self.resume,
             "upstream": None if self.upstream is None else os.fspath(self.upstream),
+            "interpose": self.interpose,
         }
+
+
+def interposed(vm: UUID, path: Path, *, resume: bool) -> Attachment:
+    """The attachment that takes over the guard's socket at `path`. Raises `ConfigurationError` as `interpose.beside`."""
+    return Attachment(vm, path, None, DEFAULT_MODE, resume, beside(path), interpose=True)
 
 
 def load(path: Path) -> tuple[Attachment, ...]:
     """Read the attachments that were saved; none when there is no file.
+
+    Interposed ones only while the host has not been started anew: a guard's socket has the domain's number in its path, and
+    afterwards the same path may be another VM's (invariant 8).
 
     Raises `NewerListError`, `ConfigurationError` for what is no such list, and `OSError`.
     """
@@ -68,25 +81,41 @@ def load(path: Path) -> tuple[Attachment, ...]:
             )
         if number != FORMAT:
             raise ConfigurationError(f"{path}: format {number!r}: expected {FORMAT}")
-        return tuple(_attachment(entry) for entry in document["attachments"])
+        kept = tuple(_attachment(entry) for entry in document["attachments"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None
+    start = _host_start()
+    is_same_start = start is not None and document.get("host_start") == start
+    return tuple(each for each in kept if is_same_start or not each.interpose)
+
+
+def _host_start() -> str | None:
+    """What the kernel calls this start of the host; None where it does not say."""
+    try:
+        return _HOST_START.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def save(path: Path, attachments: Iterable[Attachment]) -> None:
     """Keep the attachments, durably. Raises `OSError`; what was kept before stays then."""
-    document = {"format": FORMAT, "attachments": [attachment.describe() for attachment in attachments]}
+    described = [attachment.describe() for attachment in attachments]
+    document = {"format": FORMAT, "host_start": _host_start(), "attachments": described}
     files.write(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def _attachment(entry: Any) -> Attachment:  # noqa: ANN401  what json gives
-    gid, mode, path = entry["gid"], int(entry["mode"], 8), entry["path"]
-    upstream = entry.get("upstream")  # absent in files from before it
+    upstream, is_interposed = entry.get("upstream"), entry.get("interpose", False)  # absent in files from before them
+    gid, path = entry["gid"], entry["path"]
+    mode = DEFAULT_MODE if is_interposed else int(entry["mode"], 8)
     if (
         not (gid is None or (isinstance(gid, int) and 0 <= gid <= MAX_GID))
         or not 0 <= mode <= MAX_MODE
         or "\0" in path + (upstream or "")
+        or not isinstance(is_interposed, bool)
     ):
         raise ValueError(f"an attachment that cannot be: {entry}")
+    if is_interposed:
+        return interposed(UUID(entry["vm"]), Path(path), resume=bool(entry["resume"]))
     there = None if upstream is None else Path(upstream)
     return Attachment(UUID(entry["vm"]), Path(path), gid, mode, bool(entry["resume"]), there)

@@ -2,7 +2,8 @@
 
 import trio
 
-from varstore_companion.daemon.vm import BOOT_SECONDS, Boot, Vm
+from varstore_companion.daemon.cold_boot import Boot
+from varstore_companion.daemon.vm import BOOT_SECONDS, Vm
 from varstore_companion.errors import OverLimitError, ToolstackUnavailableError
 from varstore_companion.wire.limits import MAX_STORE
 

@@ -1,16 +1,25 @@
 """What the daemon is told: a TOML file, and options that go before it."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from varstore_companion import strict_toml
+from varstore_companion.daemon.listen import PATH_LIMIT
+from varstore_companion.efi.outline import DATA_LIMIT
 from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
-from varstore_companion.paths import CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
+from varstore_companion.paths import CONFIG, CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
+from varstore_companion.strict_toml import Table
+from varstore_companion.toolstack.remote import LATE_SECONDS
 
 FILE_LIMIT = 65_536
 TOOLSTACKS = ("embedded", "guard", "xapi")
+LONGEST_LATE_SECONDS = 3_600
+RELOADABLE = frozenset({"certificates", "auth_dir", "manifest", "headroom"})
+"""The keys that a reload puts in force. The others say where things are that are open while the daemon runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +28,9 @@ class Settings:
 
     `certificates`: a folder with more certificate bodies; `auth_dir`: where varstored's `.auth` files are; `manifest`: a file
     instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
-    manifest's; `xapi`: xapi's own socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers
-    xapi's clients, nowhere unless it is given.
+    manifest's; `late_seconds`: for how long a guard or xapi may still carry out a call that was given up; `xapi`: xapi's own
+    socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers xapi's clients, nowhere unless
+    it is given.
     """
 
     control: Path = CONTROL
@@ -31,32 +41,105 @@ class Settings:
     auth_dir: Path = VARSTORED_AUTH
     manifest: Path | None = None
     headroom: int | None = None
+    late_seconds: int = int(LATE_SECONDS)
     xapi_socket: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the settings come from, to be read again. `given`: options, by their key; they go before the file.
+
+    `path`: the file, None without one; `may_be_absent`: it is the usual one, which nobody asked for.
+    """
+
+    path: Path | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    may_be_absent: bool = False
+
+    @classmethod
+    def of(cls, path: Path | None, given: Mapping[str, Any]) -> "Source":
+        """The file that was named, else the usual one. What is there now has to be there when it is read again."""
+        return cls(CONFIG, given, _is_absent(CONFIG)) if path is None else cls(path, given)
+
+    @classmethod
+    def fixed(cls, settings: Settings) -> "Source":
+        """These settings, whenever they are read."""
+        return cls(given={each.name: getattr(settings, each.name) for each in fields(settings)})
+
+    def read(self) -> Settings:
+        """The settings as they are now. Raises `ConfigurationError`."""
+        absent = self.path is None or (self.may_be_absent and _is_absent(self.path))
+        settings = Settings() if absent or self.path is None else load(self.path)
+        return confirmed(replace(settings, **self.given))
+
+
 def load(path: Path) -> Settings:
-    """Read the settings from a file. Raises `ConfigurationError`, which names the file, the key and what is allowed."""
+    """Read the settings from a file. Raises `ConfigurationError`, which names file, key, line and what is allowed."""
     try:
         table = strict_toml.load(read_file(path, FILE_LIMIT).decode(), os.fspath(path))
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, MalformedError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
-    default = Settings()
-
-    def a_path(key: str, otherwise: Path) -> Path:
-        return Path(table.text(key)) if key in table else otherwise
-
-    settings = Settings(
-        control=a_path("control", default.control),
-        state_dir=a_path("state_dir", default.state_dir),
-        toolstack=table.choice("toolstack", {each: each for each in TOOLSTACKS}) if "toolstack" in table else default.toolstack,
-        xapi=a_path("xapi", default.xapi),
-        certificates=Path(table.text("certificates")) if "certificates" in table else None,
-        auth_dir=a_path("auth_dir", default.auth_dir),
-        manifest=Path(table.text("manifest")) if "manifest" in table else None,
-        headroom=table.integer("headroom") if "headroom" in table else None,
-        xapi_socket=Path(table.text("xapi_socket")) if "xapi_socket" in table else None,
-    )
+    given: dict[str, Any] = {key: read(table, key) for key, read in _READERS.items() if key in table}
     table.finish()
+    return replace(Settings(), **given)
+
+
+def confirmed(settings: Settings) -> Settings:
+    """The settings, if they go together. Raises `ConfigurationError`, which names the key."""
+    if settings.xapi_socket is not None and settings.toolstack != "embedded":
+        raise ConfigurationError(f"xapi_socket: only the embedded toolstack answers xapi's clients, not {settings.toolstack}")
+    if settings.xapi_socket == settings.control:
+        raise ConfigurationError(f"xapi_socket: {settings.control} is the control socket")
+    for key, path in (("control", settings.control), ("xapi_socket", settings.xapi_socket)):
+        if path is not None and (not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT):
+            raise ConfigurationError(f"{key}: {path}: expected an absolute path of at most {PATH_LIMIT} bytes")
     return settings
+
+
+def changed(before: Settings, after: Settings) -> tuple[str, ...]:
+    """The keys whose values differ."""
+    return tuple(each.name for each in fields(Settings) if getattr(before, each.name) != getattr(after, each.name))
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether there is surely no such file: one that cannot be looked at is an error of its own."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _path(table: Table, key: str) -> Path:
+    return Path(table.absolute_path(key))
+
+
+def _toolstack(table: Table, key: str) -> str:
+    return table.choice(key, {each: each for each in TOOLSTACKS})
+
+
+def _headroom(table: Table, key: str) -> int:
+    # No variable may be larger than that, so more can never be left.
+    return table.integer(key, DATA_LIMIT)
+
+
+def _late_seconds(table: Table, key: str) -> int:
+    return table.integer(key, LONGEST_LATE_SECONDS)
+
+
+_READERS: Mapping[str, Callable[[Table, str], object]] = {
+    "control": _path,
+    "state_dir": _path,
+    "toolstack": _toolstack,
+    "xapi": _path,
+    "certificates": _path,
+    "auth_dir": _path,
+    "manifest": _path,
+    "headroom": _headroom,
+    "late_seconds": _late_seconds,
+    "xapi_socket": _path,
+}

@@ -4,18 +4,22 @@ import json
 import logging
 import socket as stdlib_socket
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
 import trio
 
-from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
+from varstore_companion.daemon import log as logs
+from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment, interposed
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.recovery import Recovery
+from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.describe import describe_plan
-from varstore_companion.wire import messages
+from varstore_companion.wire import messages, observing
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.limits import MAX_JSON, MAX_LIST
 from varstore_companion.wire.messages import AnswerMessage, RequestMessage, Socket
@@ -41,8 +45,19 @@ class Operations(Protocol):
     async def status(self, vm: UUID | None) -> dict[str, object]:
         """The daemon's totals, or what is known of one VM."""
 
+    def metrics(self) -> list[dict[str, object]]:
+        """Everything that is counted and timed."""
+
+    @property
+    def reloader(self) -> Reloader:
+        """What reads settings, manifest and certificates again."""
+
     def vm(self, uuid: UUID) -> Vm:
         """The daemon's side of a VM, attached or not."""
+
+    @property
+    def recovery(self) -> Recovery:
+        """Backups, histories and restores."""
 
 
 def peer_uid(stream: trio.SocketStream) -> int:
@@ -89,6 +104,17 @@ class Control:
                 if plan is None:
                     raise RequestRefusedError(ErrorCode.INVALID_ARGUMENT, f"VM {uuid} has no store yet: it has not booted")
                 return messages.PlanAnswer(json.dumps(describe_plan(plan)))
+            case messages.Restore() | messages.Backups() | messages.History():
+                return await operations.recovery.answer(request)
+            case observing.Stats():
+                return observing.StatsAnswer(json.dumps({"metrics": operations.metrics()}))
+            case observing.Log(level=level, logger=logger):
+                if level is not None:
+                    logs.set_level(logger or "", level.name.lower())
+                return observing.LogAnswer(json.dumps({"levels": logs.levels()}))
+            case observing.Reload():
+                reloaded = await operations.reloader.reload()
+                return observing.ReloadAnswer(json.dumps(asdict(reloaded)))
         raise RequestRefusedError(ErrorCode.NOT_HERE, f"{type(request).__name__} is not for the control socket")
 
 
@@ -97,6 +123,8 @@ def _path(path: bytes) -> Path:
 
 
 def _attachment(request: messages.Attach) -> Attachment:
+    if request.interpose:
+        return interposed(request.vm, _path(request.path), resume=bool(request.resume))
     mode = DEFAULT_MODE if request.mode is None else request.mode
     upstream = None if request.upstream is None else _path(request.upstream)
     return Attachment(request.vm, _path(request.path), request.gid, mode, bool(request.resume), upstream)

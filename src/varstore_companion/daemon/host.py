@@ -1,20 +1,25 @@
 """What all VMs of the daemon share."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from hashlib import sha256
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
 from varstore_companion.daemon.errand import Errand
+from varstore_companion.daemon.held import Recent
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
+from varstore_companion.journal.history import Event, History, What
+from varstore_companion.journal.journal import Journal
+from varstore_companion.journal.ledger import Ledger
 from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
-from varstore_companion.trust.certificates import Bodies
-from varstore_companion.trust.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +31,38 @@ ALERT_SECONDS = 30.0
 """For one alert; the next one waits meanwhile, and no boot or write does."""
 
 
+class Drains(Protocol):
+    """Who brings journaled stores to the toolstack."""
+
+    def deliver(self, uuid: UUID) -> None:
+        """See to it that what is pending for this VM is delivered."""
+
+    def wake(self, uuid: UUID) -> None:
+        """Try at once: the way to the toolstack has changed."""
+
+
 @dataclass(slots=True)
 class Host:
-    """The toolstack, the rules and where things are kept. `headroom`: as for `trust.plan.plan`; `now`: epoch seconds.
+    """The toolstack, the rules in force and where things are kept. `now`: epoch seconds.
 
+    `journal`: for writes while the toolstack is away; `ledger`: where a toolstack may carry out a call that was given up.
     `upstreams`: the toolstack, where it has a socket for each VM; `nursery`: the daemon's, while it runs, for calls that
     outlive who made them.
     """
 
     toolstack: Toolstack
-    manifest: Manifest
-    bodies: Bodies
+    rules: Rules
     backups: Backups
+    history: History
+    journal: Journal
     now: Callable[[], float]
-    headroom: int | None = None
     upstreams: Upstreams | None = None
     nursery: trio.Nursery | None = None
+    ledger: Ledger | None = None
+    drainer: Drains | None = None
     stats: Stats = field(default_factory=Stats)
+    recent: Recent = field(default_factory=Recent)
+    told: alerts.Told = field(default_factory=alerts.Told)
     _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(
         default_factory=lambda: trio.open_memory_channel[tuple[UUID, Alert]](ALERTS_WAITING)
     )
@@ -54,6 +74,36 @@ class Host:
         except (trio.WouldBlock, trio.ClosedResourceError):
             self.stats.alerts_dropped += 1
             log.warning("vm=%s alert %s dropped: %d wait already, or the daemon stops", vm, alert.name, ALERTS_WAITING)
+
+    def deliver(self, vm: UUID) -> None:
+        """See to it that what is pending for this VM is delivered, while the daemon runs."""
+        if self.drainer is not None:
+            self.drainer.deliver(vm)
+
+    def wake(self, vm: UUID) -> None:
+        """Have what is pending for this VM delivered at once: there is another way to its toolstack."""
+        if self.drainer is not None:
+            self.drainer.wake(vm)
+
+    def note(
+        self,
+        vm: UUID,
+        what: What,
+        before: bytes | None = None,
+        after: bytes | None = None,
+        *,
+        backup: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id."""
+        self.history.note(vm, Event(self.now(), what, self.rules.name, _digest(before), _digest(after), backup, detail))
+
+    def store_is_damaged(self, vm: UUID, reasons: Sequence[str]) -> None:
+        """Have the operator told of a damaged store, once for each VM and finding."""
+        alert = alerts.store_damaged(vm, reasons)
+        if self.told.is_news(vm, alert.body):
+            log.warning("vm=%s %s", vm, alert.body)
+            self.alert(vm, alert)
 
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""
@@ -78,3 +128,7 @@ class Host:
                     log.exception("vm=%s alert %s could not be delivered", vm, alert.name)
             if scope.cancelled_caught:
                 log.warning("vm=%s alert %s could not be delivered within %g s", vm, alert.name, ALERT_SECONDS)
+
+
+def _digest(store: bytes | None) -> str | None:
+    return None if store is None else sha256(store).hexdigest()

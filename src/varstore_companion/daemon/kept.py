@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from varstore_companion.daemon import listen
-from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.systemd import Passed, Service
 
 log = logging.getLogger(__name__)
@@ -46,17 +46,18 @@ class Kept:
         self._held: set[str] = set()
         self._activated: set[str] = set()
 
-    def take(self, path: Path, *, mode: int, gid: int | None = None) -> Bound | None:
+    def take(self, path: Path, access: Access | None) -> Bound | None:
         """The socket that the last daemon had at `path`, if it is there, listens and is what the path leads to still.
 
-        It gets its mode and group again. Raises `ConfigurationError` when the system refuses that.
+        `access`: given to it again; None leaves it as it is. Raises `ConfigurationError` when the system refuses that.
         """
         candidates = self._stored.get(_digest(path), [])
         for each in candidates:
             device, inode = each.name.split("-")[2:]
             bound = Bound(each.socket, path, int(device, 16), int(inode, 16))
             if _listens(each.socket) and bound.is_in_place():
-                listen.give_again(bound, mode, gid)
+                if access is not None:
+                    listen.give_again(bound, access)
                 candidates.remove(each)
                 self._held.add(each.name)
                 return bound
@@ -82,8 +83,11 @@ class Kept:
         return name in self._held or name in self._activated
 
     async def keep(self, bound: Bound) -> None:
-        """Have a socket kept from now on; nothing happens when it is already, or when there is nobody to keep it."""
-        if self._service.has_manager and not self.holds(bound):
+        """Have a socket kept from now on; nothing happens when it is already, or when there is nobody to keep it.
+
+        Nor when its path leads elsewhere: what is interposed before there is a guard must not be taken for one by the next.
+        """
+        if self._service.has_manager and not self.holds(bound) and bound.is_in_place():
             self._held.add(name_of(bound))
             await self._service.store(name_of(bound), bound.socket)
 

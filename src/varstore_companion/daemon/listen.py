@@ -19,6 +19,15 @@ PATH_LIMIT = 107
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to a socket: its permission bits, owner and group. None: those of the process."""
+
+    mode: int
+    gid: int | None = None
+    uid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """A listening socket and the file it made, by which it is told from one that somebody put there since."""
 
@@ -57,7 +66,7 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
             raise ConfigurationError(f"{path.parent}: {error.strerror}") from None
         try:
             _refuse_living(path)
-            status = _bind_in(folder, listener, path.name, mode, gid)
+            status = place(folder, listener, path.name, Access(mode, gid))
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot listen there: {error.strerror}") from None
         finally:
@@ -68,7 +77,7 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
     return Bound(listener, path, status.st_dev, status.st_ino)
 
 
-def give_again(bound: Bound, mode: int, gid: int | None) -> None:
+def give_again(bound: Bound, access: Access) -> None:
     """Give a socket that is in place its mode and group, if it has others by now.
 
     Raises `ConfigurationError` when the system refuses.
@@ -76,20 +85,34 @@ def give_again(bound: Bound, mode: int, gid: int | None) -> None:
     path = bound.path
     try:
         found = path.lstat()
-        if stat.S_IMODE(found.st_mode) == mode and gid in (None, found.st_gid):
+        if stat.S_IMODE(found.st_mode) == access.mode and access.gid in (None, found.st_gid):
             return
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _give(folder, path.name, mode, gid)
+            give(folder, path.name, access)
         finally:
             os.close(folder)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be given its group and mode: {error.strerror}") from None
 
 
-def _bind_in(folder: int, listener: socket.socket, name: str, mode: int, gid: int | None) -> os.stat_result:
-    # Through the folder's descriptor the name may be longer than the final path allows, and the folder cannot be swapped.
-    # One name for each socket, so that what a crash left behind is replaced.
+def place(folder: int, listener: socket.socket, name: str, access: Access) -> os.stat_result:
+    """Listen in a folder under `name`, over what is there; returns the socket's status. Raises `OSError`."""
+    temporary, status = make(folder, listener, name, access)
+    try:
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(temporary, dir_fd=folder)
+        raise
+    return status
+
+
+def make(folder: int, listener: socket.socket, name: str, access: Access) -> tuple[str, os.stat_result]:
+    """Listen in a folder under a temporary name, which is returned with the socket's status. Raises `OSError`.
+
+    Through the folder's descriptor `name` may be longer than a socket's path allows, and the folder cannot be swapped. The
+    temporary one is always the same for one `name`, so that what a crash left behind is replaced.
+    """
     temporary = f".varstore-companion-{sha256(os.fsencode(name)).hexdigest()[:16]}"
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
@@ -100,26 +123,28 @@ def _bind_in(folder: int, listener: socket.socket, name: str, mode: int, gid: in
     finally:
         os.umask(before)
     try:
-        status = _give(folder, temporary, mode, gid)
+        status = give(folder, temporary, access)
         listener.listen(BACKLOG)
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         os.unlink(temporary, dir_fd=folder)
         raise
-    return status
+    return temporary, status
 
 
-def _give(folder: int, name: str, mode: int, gid: int | None) -> os.stat_result:
-    """Give a socket its group and mode. By its own descriptor: in a folder that others write to, the name may be swapped."""
+def give(folder: int, name: str, access: Access) -> os.stat_result:
+    """Give a socket its owner, group and mode; returns its status from before. Raises `OSError`.
+
+    By its own descriptor: in a folder that others write to, the name may be swapped.
+    """
     itself = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         status = os.fstat(itself)
         if not stat.S_ISSOCK(status.st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         path = Path(f"/proc/self/fd/{itself}")
-        if gid is not None:
-            os.chown(path, -1, gid)
-        path.chmod(mode)
+        if access.uid is not None or access.gid is not None:
+            os.chown(path, -1 if access.uid is None else access.uid, -1 if access.gid is None else access.gid)
+        path.chmod(access.mode)
     finally:
         os.close(itself)
     return status
@@ -133,12 +158,18 @@ def _refuse_living(path: Path) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigurationError(f"{path}: exists and is not a socket")
+    if is_living(path):
+        raise ConfigurationError(f"{path}: another process listens there")
+
+
+def is_living(path: Path) -> bool:
+    """Whether a process listens on the socket at `path`. Raises `OSError` when that cannot be found out."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
-            return
+            return False
         except BlockingIOError:
             pass  # a full backlog: somebody is there
-    raise ConfigurationError(f"{path}: another process listens there")
+    return True

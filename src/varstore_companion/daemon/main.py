@@ -1,10 +1,8 @@
 """The daemon: composes toolstack, rules and sockets, and has the only nurseries."""
 
 import faulthandler
-import fcntl
 import logging
 import os
-import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -16,24 +14,30 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import http_server, listen, toolstacks
+from varstore_companion.daemon import http_server, journals, listen, metrics, process, rules, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.control import Control
+from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.kept import Kept
-from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.listen import Access, Bound
+from varstore_companion.daemon.measured import MeasuredToolstack
+from varstore_companion.daemon.metrics import Known
+from varstore_companion.daemon.recovery import Recovery
+from varstore_companion.daemon.reload import Reloader
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import too_many
-from varstore_companion.daemon.sockets import Sockets, describe_vm
+from varstore_companion.daemon.sockets import Sockets
+from varstore_companion.daemon.stats import Stats
 from varstore_companion.daemon.systemd import Service, passed
 from varstore_companion.daemon.vm import Vm
-from varstore_companion.daemon.watch import Stuck, Watched, look_after, nothing_stuck, status_line
+from varstore_companion.daemon.watch import look_after, status_line, stuck
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.errors import ConfigurationError, ToolstackError
-from varstore_companion.files import load_manifest
 from varstore_companion.journal.backups import Backups
-from varstore_companion.sources import Loaded, load_bodies
+from varstore_companion.journal.history import History
 from varstore_companion.wire.messages import Socket
 
 log = logging.getLogger(__name__)
@@ -41,8 +45,6 @@ log = logging.getLogger(__name__)
 CONTROL_CONNECTIONS = 64
 XAPI_CONNECTIONS = 64
 """Connections of xapi's clients: each can hold a document of a quarter of a MiB, and keeps its place for two minutes."""
-DESCRIPTORS = 16_384
-"""What the daemon asks the system for: a socket for each of 1,000 VMs, all connections, and room."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
 
@@ -53,16 +55,17 @@ class Daemon:
     def __init__(
         self,
         host: Host,
-        loaded: Loaded,
+        reloader: Reloader,
         saved: Path,
         control: Bound,
         xapi: tuple[Bound, XapiEndpoint] | None = None,
         *,
         kept: Kept | None = None,
-        stuck: Stuck = nothing_stuck,
     ) -> None:
         self._host = host
-        self._loaded = loaded
+        self._started_at = host.now()
+        self.reloader = reloader
+        reloader.followers.append(self._forget_reports)
         self._control_bound = control
         self._control: Acceptor | None = None
         self._xapi = xapi
@@ -71,8 +74,9 @@ class Daemon:
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
         self._kept = kept or Kept()
-        self.stuck = stuck
-        self._sockets = Sockets(host, saved, self.vm, self._kept)
+        self._sockets = Sockets(host, saved, self.vm, [control, *([] if xapi is None else [xapi[0]])], self._kept)
+        self.recovery = Recovery(host, self.vm, self._sockets.in_use)
+        self._drainer: Drainer | None = None
         self._alerts_sent = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -80,7 +84,13 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             self._host.nursery = nursery
             nursery.start_soon(self._send_alerts, name="alerts")
-            await self._sockets.bring_back()
+            await nursery.start(self._host.journal.run, name="journal")
+            self._drainer = self._host.drainer = Drainer(self.vm, nursery)
+            nursery.start_soon(self._host.history.write_all, name="history")
+            nursery.start_soon(self._host.backups.expire, self._host.now(), name="old backups")
+            await self._sockets.start(nursery)
+            for entry in self._host.journal.entries():
+                self._drainer.deliver(entry.vm)
             control = Control(self, _owners())
             self._control = Acceptor(
                 self._control_bound,
@@ -98,24 +108,30 @@ class Daemon:
                 await self._kept.keep(self._xapi[0])
             await self._kept.keep(self._control_bound)
             await self._kept.close_rest()
-            log.info("ready: %d sockets, control at %s", len(self._sockets), self._control_bound.path)
+            log.info("ready: %d sockets, control at %s", len(self._sockets.served), self._control_bound.path)
             task_status.started()
             await trio.sleep_forever()
 
     async def stop(self) -> None:
-        """Accept nothing more; wait until each connection has finished its request and the alerts have been sent."""
+        """Accept nothing more; wait until each connection has finished its request, and alerts and histories are out."""
         acceptors = list(self._acceptors())
         for acceptor in acceptors:
             acceptor.stop()
         for acceptor in acceptors:
             await acceptor.emptied()
         self._host.end_alerts()
+        await self._host.history.finish()
         await self._alerts_sent.wait()
 
     @property
     def status_line(self) -> str:
         """How the daemon does, in one line."""
-        return status_line(len(self._sockets), self.connections, self._host)
+        mode = journals.describe(self._host.journal, self._drainer)["mode"]
+        return status_line(mode, len(self._sockets.served), self.connections, self._host)
+
+    def stuck(self) -> str | None:
+        """A call of the toolstack that does not end, in words for the log."""
+        return stuck(self._host.toolstack) if isinstance(self._host.toolstack, MeasuredToolstack) else None
 
     @property
     def connections(self) -> int:
@@ -143,38 +159,68 @@ class Daemon:
         return await self._sockets.detach(path)
 
     def listed(self) -> list[dict[str, object]]:
-        """See `Sockets.listed`."""
-        return self._sockets.listed()
+        """Every attached socket with what is known of its VM, by path."""
+        return [
+            {
+                **each.describe(),
+                **_describe_vm(self._vms[each.attachment.vm]),
+                "updates_at_boot": self._host.toolstack.has_field(each.attachment.vm),
+            }
+            for _, each in sorted(self._sockets.served.items(), key=lambda item: os.fsencode(item[0]))
+        ]
 
     async def status(self, vm: UUID | None) -> dict[str, object]:
         """The daemon's totals, or what is known of one VM after a look at the toolstack."""
         if vm is not None:
             known = self.vm(vm)
-            sockets = self._sockets.of(vm)
+            served = self._sockets.of(vm)
+            reason = None
             try:
-                record = await known.read()
+                await known.read()
             except ToolstackError as error:
-                if not sockets:
+                if not served:
                     raise
-                return {"vm": str(vm), "sockets": sockets, **describe_vm(known), "error": str(error)}
-            # Without the field nobody can have marked the VM: an old toolstack.
-            updates = {"updates_at_boot": record.state is not None}
-            return {"vm": str(vm), "sockets": sockets, **describe_vm(known), **updates, "error": None}
-        manifest = self._host.manifest
+                reason = str(error)
+            return {
+                "vm": str(vm),
+                "sockets": [os.fspath(each.attachment.path) for each in served],
+                "boot_left": [os.fspath(each.attachment.path) for each in served if each.socket.boot_is_left],
+                **_describe_vm(known),
+                # Without the field nobody can have marked the VM: an old toolstack.
+                "updates_at_boot": self._host.toolstack.has_field(vm),
+                "error": reason,
+                "verdicts": known.verdicts.describe(),
+            }
         return {
             "version": __version__,
-            "mode": "direct",
+            "started_at": self._started_at,
+            **journals.describe(self._host.journal, self._drainer),
             "toolstack": self._host.toolstack.name,
-            "manifest": f"{manifest.name} {manifest.revision}",
-            "certificates": {
-                certificate.name: self._loaded.origins.get(certificate.sha256)
-                for rule in manifest.rules
-                for certificate in rule.required
-            },
-            "attached": len(self._sockets),
+            "manifest": self._host.rules.name,
+            "certificates": self._host.rules.origins(),
+            **self.reloader.describe(),
+            "attached": len(self._sockets.served),
+            "without_updates_at_boot": sum(self._host.toolstack.has_field(vm) is False for vm in self._sockets.vms()),
             "connections": self.connections,
             **self._host.stats.describe(),
         }
+
+    def metrics(self) -> list[dict[str, object]]:
+        """Everything that is counted and timed, as `metrics.describe`."""
+        known = Known(
+            version=__version__,
+            started_at=self._started_at,
+            attached=len(self._sockets.served),
+            connections=self.connections,
+            vms=[self._vms[vm] for vm in self._sockets.vms()],
+            reloader=self.reloader,
+        )
+        return metrics.describe(self._host, known)
+
+    def _forget_reports(self, _rules: Rules) -> None:
+        # Made with other rules; made anew at each VM's next boot or look.
+        for vm in self._vms.values():
+            vm.forget_report()
 
     # Sockets
 
@@ -198,6 +244,18 @@ class Daemon:
         return acceptor
 
 
+def _describe_vm(vm: Vm) -> dict[str, object]:
+    last = vm.last_update
+    return {
+        "delivery": vm.mode.value,
+        "report": vm.report,
+        "field": vm.field,
+        "last_verdict": vm.last_verdict,
+        "last_update": None if last is None else {"at": last.at, "outcome": last.outcome.value, "detail": last.detail},
+        "certcheck_saved": vm.certcheck_saved,
+    }
+
+
 def _owners() -> frozenset[int]:
     """The users that may ask for everything: root, and the daemon's own."""
     return frozenset({0, os.geteuid()})
@@ -206,7 +264,7 @@ def _owners() -> frozenset[int]:
 @contextmanager
 def _listening(path: Path, kept: Kept) -> Iterator[Bound]:
     """Listen on a socket for the owners until the end. Raises `ConfigurationError`."""
-    bound = kept.take_activated(path) or kept.take(path, mode=0o600) or listen.bind(path, mode=0o600)
+    bound = kept.take_activated(path) or kept.take(path, Access(0o600)) or listen.bind(path, mode=0o600)
     try:
         yield bound
     finally:
@@ -216,40 +274,43 @@ def _listening(path: Path, kept: Kept) -> Iterator[Bound]:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, kept: Kept | None = None) -> AsyncIterator[Daemon]:
-    """Compose a daemon from its settings; it holds the state folder's lock until the end. `kept`: sockets of the last one.
+async def opened(settings: Settings, source: Source | None = None, kept: Kept | None = None) -> AsyncIterator[Daemon]:
+    """Compose a daemon from its settings; it holds the state folder's lock until the end.
 
+    `source`: where a reload reads the settings again; without it they stay as they are. `kept`: sockets of the last daemon.
     Raises `ConfigurationError`.
     """
     kept = kept or Kept()
-    with _locked(settings.state_dir):
-        manifest = load_manifest(settings.manifest)
-        loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
-        for problem in loaded.problems:
-            log.warning("certificate file %s", problem)
-        for certificate in {each for rule in manifest.rules for each in rule.required}:
-            if certificate.sha256 not in loaded.bodies:
-                log.warning("no source has the body of %s: updates that need it are refused", certificate.subject)
-        async with toolstacks.opened(settings, manifest) as chosen:
-            backups = Backups(settings.state_dir / "backups")
-            watched = Watched(chosen.toolstack)
-            host = Host(watched, manifest, loaded.bodies, backups, time, settings.headroom, chosen.upstreams)
-            _make_folder(settings.control.parent, mode=0o755)
+    with process.locked(settings.state_dir):
+        found = rules.load(settings)
+        for warning in found.warnings():
+            log.warning("%s", warning)
+        async with toolstacks.opened(settings, found.manifest) as chosen:
+            stats = Stats()
+            toolstack = MeasuredToolstack(chosen.toolstack, stats)
+            backups, history = Backups(settings.state_dir / "backups"), History(settings.state_dir / "history")
+            journal = await journals.opened(settings.state_dir / "journal")
+            ledger = journals.opened_ledger(settings.state_dir / "ledger") if toolstack.late_seconds else None
+            host = Host(toolstack, found, backups, history, journal, time, chosen.upstreams, ledger=ledger, stats=stats)
+            reloader = Reloader(host, source or Source.fixed(settings), settings)
+            if chosen.derive is not None:
+                reloader.followers.append(chosen.derive.follow)
+            process.make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
                 control = sockets.enter_context(_listening(settings.control, kept))
                 xapi = None
                 if settings.xapi_socket is not None and chosen.calls is not None:
                     bound = sockets.enter_context(_listening(settings.xapi_socket, kept))
                     xapi = bound, XapiEndpoint(chosen.calls, _owners())
-                yield Daemon(host, loaded, settings.state_dir / "attached.json", control, xapi, kept=kept, stuck=watched.stuck)
+                yield Daemon(host, reloader, settings.state_dir / "attached.json", control, xapi, kept=kept)
 
 
-async def serve(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises `ConfigurationError`, `OSError`."""
-    _raise_descriptor_limit()
+async def serve(settings: Settings, source: Source) -> None:
+    """Run the daemon until SIGTERM or SIGINT; at SIGHUP `source` is read again. Raises `ConfigurationError`, `OSError`."""
+    process.raise_descriptor_limit()
     reasons: list[Exception] = []
     try:
-        await _serve(settings)
+        await _serve(settings, source)
     except* (ConfigurationError, OSError) as group:
         # The nurseries wrap what they let out, and a caller has use for the reason alone.
         reasons = _leaves(group)
@@ -261,19 +322,29 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
     return [leaf for each in group.exceptions for leaf in (_leaves(each) if isinstance(each, ExceptionGroup) else [each])]
 
 
-async def _serve(settings: Settings) -> None:
+async def _reload(service: Service, reloader: Reloader) -> None:
+    async with service.reloading():
+        await reloader.reload_soon()
+
+
+async def _serve(settings: Settings, source: Source) -> None:
+    # While it starts and stops, too: a terminal that goes away, or a reload too early, must not end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     service = Service.from_environment(os.environ)
     if service.watchdog is not None:
         # Where a daemon stands still that the watchdog ends (SIGABRT) is in its log.
         faulthandler.enable()
     kept = Kept(service, passed(os.environ))
-    async with opened(settings, kept) as daemon, trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async with opened(settings, source, kept) as daemon, trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await nursery.start(daemon.run, name="daemon")
             await service.ready(daemon.status_line)
             if service.has_manager:
                 nursery.start_soon(look_after, service, daemon, name="news for systemd")
             async for number in signals:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(_reload, service, daemon.reloader, name="reload")
+                    continue
                 log.info("%s: stopping", signal.Signals(number).name)
                 break
             await service.stopping(f"stopping: {daemon.connections} connections finish their requests")
@@ -281,35 +352,3 @@ async def _serve(settings: Settings) -> None:
                 await daemon.stop()
             nursery.cancel_scope.cancel()
     log.info("stopped")
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder, which is made when it is missing. The lock goes with the process, however it ends."""
-    _make_folder(state_dir, mode=0o700)
-    try:
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{state_dir}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"{state_dir}: another daemon runs on this state folder") from None
-        yield
-    finally:
-        os.close(lock)
-
-
-def _make_folder(path: Path, mode: int) -> None:
-    try:
-        path.mkdir(mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -31,9 +31,11 @@ from varstore_companion.wire.messages import (
     Mark,
     PutStore,
     RequestMessage,
+    Restore,
     SbFailure,
     Socket,
 )
+from varstore_companion.wire.observing import Log, Reload
 from varstore_companion.wire.states import Role, State
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ToolstackConflictError, ErrorCode.CONFLICT),
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
-_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark)
+_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore, Log, Reload)
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 

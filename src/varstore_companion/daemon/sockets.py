@@ -1,20 +1,21 @@
-"""The VMs' sockets: attached, remembered, brought back after a restart, detached."""
+"""The VMs' sockets: attached, detached, brought back after a restart, and taken over again from a guard that restarts."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 import trio
 
-from varstore_companion.daemon import attachments, listen
+from varstore_companion.daemon import attachments, interpose, listen
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment, NewerListError
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.kept import Kept
-from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
@@ -28,89 +29,139 @@ VM_CONNECTIONS = 8
 """Connections to one VM's socket: its varstored has one, a tool or two beside it."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
+WATCH_SECONDS = 1.0
+"""Between two looks at the guards' sockets that are taken over: for so long a guard that restarts has its socket to itself."""
+
+
+class Attached(NamedTuple):
+    """An attachment that is served."""
+
+    attachment: Attachment
+    acceptor: Acceptor
+    socket: VmSocket
+
+    def describe(self) -> dict[str, object]:
+        """As plain values for JSON."""
+        live = {"connections": self.acceptor.connections, "boot_left": self.socket.boot_is_left}
+        return self.attachment.describe() | live
 
 
 class Sockets:
-    """The attached sockets. `saved`: the file in which they are remembered; `vm_of`: the daemon's side of a VM.
+    """The sockets, listed in the file `saved`. `vm` gives the daemon's side of a VM; `others`: what else the daemon listens on.
 
-    They are served in the daemon's nursery, which `host` has. `kept`: where they are while no daemon runs.
+    `served`: by path; `kept`: where they are while no daemon runs. `start` comes before everything else.
     """
 
-    def __init__(self, host: Host, saved: Path, vm_of: Callable[[UUID], Vm], kept: Kept) -> None:
+    def __init__(self, host: Host, saved: Path, vm: Callable[[UUID], Vm], others: Iterable[Bound], kept: Kept) -> None:
         self._host = host
         self._saved = saved
-        self._vm_of = vm_of
+        self._vm = vm
+        self._others = tuple(others)
         self._kept = kept
-        self._sockets: dict[Path, tuple[Attachment, Acceptor]] = {}
+        self.served: dict[Path, Attached] = {}
+        self.places = Places(ALL_CONNECTIONS)
+        self._retiring: set[Attached] = set()
+        # Those that serve a last request of a connection though their sockets are gone.
+        self._stopped: list[Attached] = []
         self._changing = trio.Lock()
-        self._places = Places(ALL_CONNECTIONS)
+        self._is_saved = True
+        self._complaints = Complaints("a guard of", log)
+        self._nursery: trio.Nursery | None = None
 
-    def __len__(self) -> int:
-        return len(self._sockets)
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Bring the saved sockets back, as tasks of `nursery`. Raises `NewerListError`."""
+        self._nursery = nursery
+        await self._bring_back()
+        if self._host.upstreams is not None:
+            nursery.start_soon(self._watch, name="watch over guards' sockets")
 
-    def __getitem__(self, path: Path) -> tuple[Attachment, Acceptor]:
-        return self._sockets[path]
+    def of(self, vm: UUID) -> list[Attached]:
+        """A VM's sockets."""
+        return [each for each in self.served.values() if each.attachment.vm == vm]
+
+    def in_use(self, vm: UUID) -> str | None:
+        """What shows that a VM may be running; None when nothing does."""
+        paths = [str(each.attachment.path) for each in self.of(vm)]
+        if paths:
+            return f"{', '.join(paths)} is attached: shut the VM down and detach it"
+        if any(each.attachment.vm == vm and each.acceptor.connections for each in (*self._retiring, *self._stopped)):
+            return "a request of its varstored is still being carried out"
+        return None
+
+    def vms(self) -> frozenset[UUID]:
+        """The VMs that have a socket."""
+        return frozenset(each.attachment.vm for each in self.served.values())
 
     def acceptors(self) -> Iterator[Acceptor]:
-        """What serves each of them."""
-        for _, acceptor in self._sockets.values():
-            yield acceptor
-
-    def of(self, vm: UUID) -> list[str]:
-        """The paths of a VM's sockets."""
-        return [os.fspath(path) for path, (attachment, _) in self._sockets.items() if attachment.vm == vm]
+        """Of every socket, those that are no more and have connections left among them."""
+        for each in (*self._retiring, *self.served.values()):
+            yield each.acceptor
 
     async def attach(self, attachment: Attachment) -> bool:
         """Serve a socket and remember it; True when the very same one is served already. Raises `ConfigurationError`."""
         async with self._changing:
-            there = self._sockets.get(attachment.path)
+            there = self.served.get(attachment.path)
             if there is not None:
-                if there[0] != attachment:
+                if there.attachment != attachment:
+                    described = there.attachment.describe()
                     raise RequestRefusedError(
-                        ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: vm={there[0].vm} {there[0].describe()}"
+                        ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: vm={there.attachment.vm} {described}"
                     )
-                if there[1].bound.is_in_place():
+                if there.acceptor.bound.is_in_place():
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
-                made = self._serve(attachment, fresh=False)
-                there[1].stop()
-                await self._kept.keep(made)
-                await self._kept.forget(there[1].bound)
+                self._serve(attachment, self._bind(attachment), fresh=False)
+                self._stop(there)
+                await self._keep_instead(there)
                 return False
-            made = self._serve(attachment, fresh=True)
-            try:
-                await self._save(attachment for attachment, _ in self._sockets.values())
-            except OSError as error:
-                self._drop(attachment.path)
-                raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
-            await self._kept.keep(made)
+            kept = [*(each.attachment for each in self.served.values()), attachment]
+            if attachment.interpose:
+                await self._interpose(attachment, kept)
+            else:
+                self._serve(attachment, self._bind(attachment), fresh=True)
+                try:
+                    await self._save(kept)
+                except OSError as error:
+                    self._drop(attachment.path)
+                    raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+            await self._kept.keep(self.served[attachment.path].acceptor.bound)
+        # There is a way to its toolstack now.
+        self._host.wake(attachment.vm)
         log.info("vm=%s attached %s", attachment.vm, attachment.path)
         return False
 
     async def detach(self, path: Path) -> bool:
-        """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`."""
+        """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`.
+
+        One that was interposed is given back to its guard. So is one that a crash left without an entry in the list.
+        """
+        going = self.served.get(path)
+        if going is not None and self._host.upstreams is not None:
+            await self._vm(going.attachment.vm).flush()
         async with self._changing:
-            if path not in self._sockets:
-                return False
-            try:
-                await self._save(attachment for other, (attachment, _) in self._sockets.items() if other != path)
-            except OSError as error:
-                raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
-            bound = self._sockets[path][1].bound
-            attachment = self._drop(path)
-            await self._kept.forget(bound)
-        log.info("vm=%s detached %s", attachment.vm, path)
+            there = self.served.get(path)
+            if there is None:
+                left = interpose.is_left(path) and interpose.give_back(path, None)
+                if not self._is_saved:
+                    await self._save_after(path)
+                return left
+            if there.attachment.interpose:
+                # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).
+                interpose.give_back(path, there.acceptor.bound)
+                self._drop(path)
+                await self._kept.forget(there.acceptor.bound)
+                await self._save_after(path)
+            else:
+                try:
+                    await self._save(each.attachment for other, each in self.served.items() if other != path)
+                except OSError as error:
+                    raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
+                self._drop(path)
+                await self._kept.forget(there.acceptor.bound)
+        log.info("vm=%s detached %s", there.attachment.vm, path)
         return True
 
-    def listed(self) -> list[dict[str, object]]:
-        """Every attached socket with what is known of its VM, by path."""
-        return [
-            attachment.describe() | {"connections": acceptor.connections} | describe_vm(self._vm_of(attachment.vm))
-            for _, (attachment, acceptor) in sorted(self._sockets.items(), key=lambda item: os.fsencode(item[0]))
-        ]
-
-    async def bring_back(self) -> None:
-        """Serve every socket that was attached when the last daemon ended. Raises `NewerListError`."""
+    async def _bring_back(self) -> None:
         try:
             saved = await trio.to_thread.run_sync(attachments.load, self._saved)
         except NewerListError:
@@ -123,45 +174,138 @@ class Sockets:
             return
         for attachment in saved:
             try:
-                self._serve(attachment, fresh=False)
+                bound = self._bind(attachment, returning=True)
+                self._serve(attachment, bound, fresh=False)
             except ConfigurationError as error:
                 log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
-        for acceptor in list(self.acceptors()):
-            await self._kept.keep(acceptor.bound)
+        for each in list(self.served.values()):
+            await self._kept.keep(each.acceptor.bound)
 
-    def _serve(self, attachment: Attachment, *, fresh: bool) -> Bound:
-        nursery = self._host.nursery
-        if nursery is None:
-            raise AssertionError("the daemon does not run")
+    def _bind(self, attachment: Attachment, *, returning: bool = False) -> Bound:
+        """Have the attachment's path lead to a socket of ours. Raises `ConfigurationError`."""
         self._confirm_upstream(attachment)
-        mode, gid = attachment.mode, attachment.gid
-        bound = self._kept.take(attachment.path, mode=mode, gid=gid) or listen.bind(attachment.path, mode=mode, gid=gid)
-        vm = self._vm_of(attachment.vm)
+        if returning:
+            # One that is interposed has its guard's group and mode.
+            access = None if attachment.interpose else Access(attachment.mode, attachment.gid)
+            kept = self._kept.take(attachment.path, access)
+            if kept is not None:
+                return kept
+        if not attachment.interpose:
+            return listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
+        taking = interpose.prepare(attachment.path, self._identities(), returning=returning)
+        taking.switch()
+        return taking.bound
+
+    def _serve(self, attachment: Attachment, bound: Bound, *, fresh: bool) -> None:
+        if self._nursery is None:
+            raise AssertionError("the daemon does not run")
+        vm = self._vm(attachment.vm)
+        served = VmSocket(attachment, vm, fresh=fresh)
         acceptor = Acceptor(
             bound,
             busy=too_many(Socket.VM),
             who=f"vm={vm.uuid}",
             most=VM_CONNECTIONS,
-            places=self._places,
+            places=self.places,
             host=self._host,
-            nursery=nursery,
-            make=VmSocket(attachment, vm, fresh=fresh).session,
+            nursery=self._nursery,
+            make=served.session,
         )
-        self._sockets[attachment.path] = (attachment, acceptor)
+        self.served[attachment.path] = Attached(attachment, acceptor, served)
         if self._host.upstreams is not None:
             self._host.upstreams.set_upstream(attachment.vm, attachment.upstream)
-        nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
-        return bound
+        self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
 
-    def _drop(self, path: Path) -> Attachment:
-        attachment, acceptor = self._sockets.pop(path)
-        acceptor.stop()
-        acceptor.bound.unlink()
+    async def _interpose(self, attachment: Attachment, kept: list[Attachment]) -> None:
+        """Take over a guard's socket, in the order that `interpose` gives. Raises `ConfigurationError`."""
+        self._confirm_upstream(attachment)
+        for each in [each for each in self._retiring if each.attachment.path == attachment.path]:
+            # Its calls go to the guard at this path, which must not become ours under them.
+            await each.acceptor.emptied()
+        taking = interpose.prepare(attachment.path, self._identities())
+        try:
+            await self._save(kept)
+        except BaseException as error:
+            taking.abandon()
+            if not isinstance(error, OSError):
+                raise
+            raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+        try:
+            taking.switch()
+        except ConfigurationError:
+            await self._save_after(attachment.path)
+            raise
+        self._serve(attachment, taking.bound, fresh=True)
+
+    async def _watch(self) -> None:
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            await self.look_at_guards()
+
+    async def look_at_guards(self) -> None:
+        """Take over again what guards that were started anew have made anew."""
+        for each in list(self.served.values()):
+            if each.attachment.interpose and interpose.is_displaced(each.acceptor.bound):
+                await self._take_again(each)
+
+    async def _take_again(self, there: Attached) -> None:
+        attachment = there.attachment
+        async with self._changing:
+            if self.served.get(attachment.path) is not there:
+                return
+            try:
+                # Whether its VM has started meanwhile nobody knows: no boot is left (see `BootRead`).
+                self._serve(attachment, self._bind(attachment, returning=True), fresh=False)
+            except ConfigurationError as error:
+                self._complaints.add(f"vm={attachment.vm}: started anew, and its socket is not ours: {error}")
+                return
+            self._retire(there)
+            await self._keep_instead(there)
+        log.info("vm=%s its guard was started anew: %s is taken over again", attachment.vm, attachment.path)
+
+    async def _keep_instead(self, former: Attached) -> None:
+        """Have what is served at a path kept, and no longer what was served there before."""
+        await self._kept.keep(self.served[former.attachment.path].acceptor.bound)
+        await self._kept.forget(former.acceptor.bound)
+
+    def _retire(self, there: Attached) -> None:
+        """Let those who have connected to a socket that is no more have what they came for."""
+        if self._nursery is None:
+            raise AssertionError("the daemon does not run")
+        there.acceptor.take_last()
+        self._retiring.add(there)
+        self._nursery.start_soon(self._retired, there, name=f"former socket of vm={there.attachment.vm}")
+
+    async def _retired(self, there: Attached) -> None:
+        await there.acceptor.retire()
+        self._retiring.discard(there)
+        self._choose_upstream(there.attachment.vm)
+
+    def _drop(self, path: Path) -> None:
+        there = self.served.pop(path)
+        if there.attachment.interpose:
+            self._retire(there)
+        else:
+            self._stop(there)
+            there.acceptor.bound.unlink()
+        self._choose_upstream(there.attachment.vm)
+
+    def _stop(self, there: Attached) -> None:
+        there.acceptor.stop()
+        self._stopped = [each for each in (*self._stopped, there) if each.acceptor.connections]
+
+    def _choose_upstream(self, vm: UUID) -> None:
         if self._host.upstreams is not None:
-            # A VM that migrates on its host has two sockets for a while, each with its own upstream.
-            left = [other.upstream for other, _ in self._sockets.values() if other.vm == attachment.vm]
-            self._host.upstreams.set_upstream(attachment.vm, left[-1] if left else None)
-        return attachment
+            # What is under way on a socket that was given back ends where its guard is from now on. A VM that migrates on its
+            # host has two sockets for a while, each with its own upstream.
+            left: list[Path | None] = [each.attachment.path for each in self._retiring if each.attachment.vm == vm]
+            left += [each.attachment.upstream for each in self.served.values() if each.attachment.vm == vm]
+            self._host.upstreams.set_upstream(vm, left[-1] if left else None)
+
+    def _identities(self) -> frozenset[tuple[int, int]]:
+        """Device and inode of every socket that is served here."""
+        bounds = [*self._others, *(each.acceptor.bound for each in self.served.values())]
+        return frozenset((bound.device, bound.inode) for bound in bounds)
 
     def _confirm_upstream(self, attachment: Attachment) -> None:
         name = self._host.toolstack.name
@@ -171,15 +315,14 @@ class Sockets:
             raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack needs the VM's own socket there")
 
     async def _save(self, kept: Iterable[Attachment]) -> None:
+        self._is_saved = False
         await trio.to_thread.run_sync(attachments.save, self._saved, tuple(kept))
+        self._is_saved = True
 
-
-def describe_vm(vm: Vm) -> dict[str, object]:
-    """What is known of a VM, as plain values for JSON."""
-    last = vm.last_update
-    return {
-        "report": vm.report,
-        "field": vm.field,
-        "last_verdict": vm.last_verdict,
-        "last_update": None if last is None else {"at": last.at, "outcome": last.outcome.value, "detail": last.detail},
-    }
+    async def _save_after(self, path: Path) -> None:
+        """Save the list once `path` is no longer in it. Raises `ConfigurationError`."""
+        try:
+            await self._save(each.attachment for each in self.served.values())
+        except OSError as error:
+            why = f"{self._saved}: {error.strerror}: {path} is not attached, but the next start takes it over: detach it again"
+            raise ConfigurationError(why) from None

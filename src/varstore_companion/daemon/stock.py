@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
+from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED_TEXT
 from varstore_companion.daemon.boot_read import BootRead
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import HttpSession
-from varstore_companion.daemon.vm import SECURE_BOOT_FAILED_TEXT, Vm
+from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.xapi_method import (
     LOGIN,
     LOGIN_OPTIONAL,

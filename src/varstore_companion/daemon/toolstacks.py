@@ -8,9 +8,9 @@ from functools import partial
 
 import trio
 
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Settings, confirmed
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.xapi_calls import Calls
-from varstore_companion.errors import ConfigurationError
 from varstore_companion.toolstack.certcheck import Certcheck
 from varstore_companion.toolstack.database import FILE_NAME
 from varstore_companion.toolstack.embedded import EmbeddedToolstack
@@ -20,6 +20,7 @@ from varstore_companion.toolstack.operations import Operations
 from varstore_companion.toolstack.xapi import XapiToolstack
 from varstore_companion.trust.check import derived_state
 from varstore_companion.trust.manifest import Manifest
+from varstore_companion.trust.state import CertificatesState
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +30,38 @@ LOGGED_EACH = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """`upstreams`: the toolstack, where each VM has a socket of its own; `calls`: what it can answer xapi's clients with."""
+    """`upstreams`: the toolstack, where each VM has a socket of its own; `calls`: what it can answer xapi's clients with.
+
+    `derive`: what it computes its fields with, where it does that itself.
+    """
 
     toolstack: Toolstack
     upstreams: Upstreams | None = None
     calls: Calls | None = None
+    derive: "Derive | None" = None
+
+
+class Derive:
+    """The field that fits a store, by the rules in force."""
+
+    __slots__ = ("_manifest",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def follow(self, rules: Rules) -> None:
+        """Other rules are in force from now on."""
+        self._manifest = rules.manifest
+
+    def __call__(self, store: bytes) -> CertificatesState:
+        """The field."""
+        return derived_state(store, self._manifest)
 
 
 @asynccontextmanager
 async def opened(settings: Settings, manifest: Manifest) -> AsyncIterator[Chosen]:
     """The toolstack, closed at the end. Raises `ConfigurationError`."""
-    if settings.xapi_socket is not None and settings.toolstack != "embedded":
-        raise ConfigurationError(f"xapi_socket: only the embedded toolstack answers xapi's clients, not {settings.toolstack}")
+    confirmed(settings)
     chosen = await _chosen(settings, manifest)
     try:
         yield chosen
@@ -51,16 +72,16 @@ async def opened(settings: Settings, manifest: Manifest) -> AsyncIterator[Chosen
 async def _chosen(settings: Settings, manifest: Manifest) -> Chosen:
     match settings.toolstack:
         case "guard":
-            guard = GuardToolstack()
+            guard = GuardToolstack(late_seconds=settings.late_seconds)
             return Chosen(guard, upstreams=guard)
         case "xapi":
-            return Chosen(XapiToolstack(settings.xapi))
-    derive = partial(derived_state, manifest=manifest)
+            return Chosen(XapiToolstack(settings.xapi, late_seconds=settings.late_seconds))
+    derive = Derive(manifest)
     operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
     # An upgrade of the file can take seconds.
     database = await trio.to_thread.run_sync(operations)
     embedded = EmbeddedToolstack(database, Certcheck())
-    return Chosen(embedded, calls=Calls(database, embedded))
+    return Chosen(embedded, calls=Calls(database, embedded), derive=derive)
 
 
 def _log_progress(done: int, total: int) -> None:

@@ -1,34 +1,33 @@
 """One VM: its boots and its writes, one at a time, whichever of its sockets they come from."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum
 from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon import alerts
+from varstore_companion.daemon.backlog import Backlog, Mode
+from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
-from varstore_companion.daemon.writer import READ_BACK_SECONDS, Writer
-from varstore_companion.efi.names import printable
-from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
+from varstore_companion.daemon.upstream import Upstream, admitted
+from varstore_companion.daemon.verdicts import Verdicts
+from varstore_companion.efi.outline import Outline
 from varstore_companion.errors import (
-    CompanionError,
+    JournalError,
     MalformedError,
     OverLimitError,
     ToolstackConflictError,
     ToolstackError,
     ToolstackUnavailableError,
     ToolstackUnclearError,
-    UnknownVersionError,
 )
-from varstore_companion.toolstack.interface import Alert, VmRecord
-from varstore_companion.trust.check import State, check
-from varstore_companion.trust.describe import describe_plan
-from varstore_companion.trust.plan import Plan, plan
+from varstore_companion.toolstack.interface import VmRecord
+from varstore_companion.trust.check import State
+from varstore_companion.trust.plan import Plan
 from varstore_companion.trust.state import CertificatesState, Update
-from varstore_companion.trust.verdict import NO_KEYS, Keys, Verdict, decide, read_keys
-from varstore_companion.wire.fields import clip
-from varstore_companion.wire.limits import MAX_TEXT
+from varstore_companion.trust.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -36,56 +35,29 @@ BOOT_SECONDS = 18.0
 """For the whole answer to a boot: varstored's starter gives up at 30 s, the design promises 20."""
 READ_SECONDS = 20.0
 """For the whole answer to any other read."""
+PENDING_READ_SECONDS = 5.0
+"""For the toolstack's part of a read while the newest store is in the journal."""
 WRITE_SECONDS = 30.0
 """For the whole answer to a write. The guest's processor waits in SetVariable meanwhile."""
-RETRY_SECONDS = 0.25
-"""Between two tries to read the store at boot while the toolstack is unavailable, as when it restarts."""
+STRAIGHT_SECONDS = 12.0
+"""Of it, for the toolstack, before the store goes to the journal."""
+ANSWER_SECONDS = 1.0
+"""Of a write's time, for saying that the journal did not take it."""
+FLUSH_SECONDS = 8.0
+"""For bringing a journaled store to the toolstack before the way there goes with the VM's socket."""
 DECISIONS = 4
-"""How often a boot or a write is decided anew because somebody else changed the store meanwhile."""
+"""How often a write is decided anew because somebody else changed the store meanwhile."""
 SB_FAILURE_SECONDS = 60.0
 """At least between two alerts of one VM about Secure Boot: a guest must not fill the operator's list."""
 
-UPDATED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED"
-UPDATE_FAILED = "VM_SECURE_BOOT_CERTIFICATES_UPDATE_FAILED"
-SECURE_BOOT_FAILED = "VM_SECURE_BOOT_FAILED"
-SECURE_BOOT_FAILED_TEXT = "The VM failed to pass Secure Boot verification."
-"""varstored's own words, with which the alert begins."""
-
-
-class BootOutcome(Enum):
-    """What became of the update that was marked for this boot."""
-
-    NOT_ASKED = "not_asked"
-    UPDATED = "updated"
-    NOTHING_TO_DO = "nothing_to_do"
-    FAILED = "failed"
-
 
 @dataclass(frozen=True, slots=True)
-class Boot:
-    """The answer to a boot. `store`: None for a first boot; `detail`: why an update failed."""
+class Written:
+    """The answer to a write. `generation`: the toolstack's last one; `journaled`: the toolstack does not have the store yet."""
 
-    store: bytes | None
+    verdict: Verdict
     generation: int
-    outcome: BootOutcome
-    detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the toolstack holds as far as this daemon knows. `keys`: None when its store cannot be read."""
-
-    generation: int
-    keys: Keys | None
-
-
-@dataclass(frozen=True, slots=True)
-class LastUpdate:
-    """What became of the last marked boot. `at`: seconds since the epoch."""
-
-    at: float
-    outcome: BootOutcome
-    detail: str | None
+    journaled: bool = False
 
 
 class Vm:
@@ -94,15 +66,11 @@ class Vm:
     __slots__ = (
         "__weakref__",
         "_alerted",
+        "_backlog",
+        "_cold_boot",
         "_host",
-        "_known",
         "_lock",
-        "_turn",
-        "_writer",
-        "field",
-        "last_update",
-        "last_verdict",
-        "report",
+        "_upstream",
         "uuid",
     )
 
@@ -110,30 +78,71 @@ class Vm:
         self.uuid = uuid
         self._host = host
         self._lock = trio.Lock()
-        self._writer = Writer(uuid, host)
-        self._turn = 0
-        self._known: Known | None = None
+        self._upstream = Upstream(uuid, host)
+        self._backlog = Backlog(uuid, host, self._upstream)
         self._alerted = float("-inf")
-        self.report: State | None = None
-        self.field: CertificatesState | None = None
-        self.last_verdict: Update | None = None
-        self.last_update: LastUpdate | None = None
+        self._cold_boot = ColdBoot(uuid, host, self._upstream, self._backlog)
+
+    @property
+    def report(self) -> State | None:
+        """On the store that the toolstack held last, as far as it was looked at."""
+        return self._upstream.report
+
+    def forget_report(self) -> None:
+        """It was made with rules that are no longer in force: made anew at the next look."""
+        self._upstream.report = None
+
+    @property
+    def field(self) -> CertificatesState | None:
+        """The toolstack's field, None when it has none, or derives it anew since the last look."""
+        return self._upstream.field
+
+    @property
+    def last_update(self) -> LastUpdate | None:
+        """What became of the last marked boot."""
+        return self._cold_boot.last_update
+
+    @property
+    def last_verdict(self) -> Update | None:
+        """What the toolstack was told with the last write."""
+        return self._upstream.last_verdict
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """The last verdicts on its store."""
+        return self._upstream.verdicts
+
+    @property
+    def certcheck_saved(self) -> int:
+        """Runs of certcheck that the toolstack did not have to make for its writes."""
+        return self._upstream.certcheck_saved
 
     async def read(self) -> VmRecord:
         """Read the store and the field, for a resume, a migration or a tool: never an update (invariant 10).
 
-        Raises the `ToolstackError`s of `Toolstack.read`.
+        A store that waits in the journal is the VM's newest, also while the toolstack cannot be asked. Raises the
+        `ToolstackError`s of `Toolstack.read`.
         """
-        turn = self._turn
-        undisturbed = not self._lock.locked()
+        upstream, backlog = self._upstream, self._backlog
+        turn = upstream.turn
+        undisturbed = not (self._lock.locked() or backlog.turn.locked())
         record: VmRecord | None = None
-        with trio.move_on_after(READ_SECONDS):
-            record = await self._host.toolstack.read(self.uuid)
-        if record is None:
-            raise ToolstackUnavailableError(f"no store from the toolstack within {READ_SECONDS:g} s")
+        unavailable = ToolstackUnavailableError(f"no store from the toolstack within {READ_SECONDS:g} s")
+        with trio.move_on_after(READ_SECONDS if backlog.pending is None else PENDING_READ_SECONDS):
+            try:
+                record = await self._host.toolstack.read(self.uuid)
+            except ToolstackUnavailableError as error:
+                unavailable = error
         # A boot or a write meanwhile knows better: what was read may be from before it.
-        if undisturbed and turn == self._turn and not self._lock.locked():
-            self._see(record)
+        if record is not None and undisturbed and turn == upstream.turn and not self._lock.locked():
+            upstream.see(record)
+        newest = await backlog.newest(record)
+        if newest is not None:
+            return VmRecord(
+                newest, record.state if record else self.field, record.generation if record else self._upstream.generation
+            )
+        if record is None:
+            raise unavailable
         return record
 
     async def boot(self, deadline: float | None = None) -> Boot:
@@ -143,55 +152,122 @@ class Vm:
         """
         self._host.stats.boots += 1
         deadline = trio.current_time() + BOOT_SECONDS if deadline is None else deadline
-        with trio.move_on_at(deadline):
+        with self._host.stats.boot_seconds.timed(), trio.move_on_at(deadline):
             async with self._lock:
-                return await self._boot(deadline)
-        self._known = None
+                try:
+                    return await self._cold_boot.answer(deadline)
+                finally:
+                    self._settle_later()
+        self._upstream.known = None
         raise ToolstackUnavailableError(f"no store from the {self._host.toolstack.name} toolstack within {BOOT_SECONDS:g} s")
 
-    async def put(self, blob: bytes) -> tuple[Verdict, int]:
-        """Write the VM's store with its verdict; return the verdict and the generation once the toolstack holds it.
+    async def put(self, blob: bytes) -> Written:
+        """Write the VM's store with its verdict; it is durable when this returns.
 
         Raises `MalformedError` for what is not a store, `OverLimitError`, and `ToolstackError`; after any of them but
         `ToolstackUnclearError` the old store stays.
         """
         try:
-            new = admit(blob)
-        except UnknownVersionError as error:
-            if len(blob) > FILE_LIMIT:
-                self._host.stats.refused += 1
-                raise OverLimitError(f"a store of {len(blob):,} bytes: varstored loads at most {FILE_LIMIT:,}") from None
-            log.warning("vm=%s passes a store through unread: %s", self.uuid, error)
-            new = None
+            new = admitted(blob, f"vm={self.uuid}")
         except (MalformedError, OverLimitError):
             self._host.stats.refused += 1
             raise
         deadline = trio.current_time() + WRITE_SECONDS
-        with trio.move_on_at(deadline):
-            await self._take_turn()
+        with self._host.stats.write_seconds.timed(), trio.move_on_at(deadline):
+            await _take(self._lock)
             try:
                 return await self._put(blob, new, deadline)
             finally:
                 self._lock.release()
         raise ToolstackUnavailableError(f"the store could not be written within {WRITE_SECONDS:g} s")
 
-    async def _take_turn(self) -> None:
-        """Acquire the lock; without a turn of the event loop, a twelfth of a write, when nobody else has it or waits for it."""
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+    # What the journal holds of it
+
+    @property
+    def mode(self) -> Mode:
+        """Where the VM's next write goes."""
+        return self._backlog.mode
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether nothing waits to be delivered, nor may a call that was given up still be carried out."""
+        return self._backlog.mode is Mode.DIRECT
+
+    async def settled(self) -> None:
+        """Wait until no call that was given up can still be carried out."""
+        await self._backlog.settled()
+
+    async def flush(self) -> None:
+        """Bring what is journaled to the toolstack while there is a way to it, within `FLUSH_SECONDS`; what fails is logged."""
+        if self._backlog.pending is None:
+            return
+        reason: object = f"the toolstack did not take it within {FLUSH_SECONDS:g} s"
+        deadline = trio.current_time() + FLUSH_SECONDS
+        with trio.move_on_at(deadline):
+            try:
+                await self._backlog.deliver(deadline)
+            except (ToolstackError, JournalError, OSError) as error:
+                reason = error
+            else:
+                return
+        log.warning("vm=%s its newest store stays in the journal until it is attached again: %s", self.uuid, reason)
+
+    async def deliver(self, deadline: float) -> None:
+        """Hand the journaled store to the toolstack, until `deadline` (trio's clock).
+
+        Raises `ToolstackError`, `JournalError` and `OSError`: to be tried again.
+        """
+        await self._backlog.deliver(deadline)
 
     async def plan(self) -> Plan | None:
         """What the next marked boot would do; None for a VM without a store. Raises `ToolstackError`."""
         record = await self.read()
-        return None if record.store is None else self._plan(record.store)
+        if record.store is None:
+            return None
+        return self._host.rules.plan(record.store)
 
     async def mark(self, *, mark: bool) -> CertificatesState:
         """Mark the VM for an update at its next boot, or take the mark back. Raises as `Toolstack.mark`."""
-        self.field = await self._host.toolstack.mark(self.uuid, mark=mark)
-        log.info("vm=%s %s: the field is now %s", self.uuid, "marked" if mark else "unmarked", self.field)
-        return self.field
+        field = self._upstream.field = await self._host.toolstack.mark(self.uuid, mark=mark)
+        log.info("vm=%s %s: the field is now %s", self.uuid, "marked" if mark else "unmarked", field)
+        return field
+
+    async def restore(self, store: bytes, prepare: Callable[[VmRecord], Awaitable[None]]) -> int:
+        """Replace the VM's store by an older one, whose field the toolstack derives; return the new generation.
+
+        `prepare` is called with what the toolstack holds, when no boot and no write of the VM is under way and none can
+        begin: what it raises ends the restore with nothing changed. Raises `ToolstackError`; after any of them but
+        `ToolstackUnclearError` the old store stays.
+        """
+        deadline = trio.current_time() + WRITE_SECONDS
+        with trio.move_on_at(deadline):
+            async with self._lock:
+                if self._backlog.pending is not None:
+                    await self._deliver_first(deadline)
+                async with self._backlog.turn:
+                    if not self._backlog.is_settled:
+                        raise ToolstackUnavailableError("an earlier write may still be carried out")
+                    record = await self._upstream.look()
+                    await prepare(record)
+                    try:
+                        return await self._upstream.store(
+                            store, Update.UNSPECIFIED, record.generation, deadline, may_leave=True
+                        )
+                    finally:
+                        self._settle_later()
+        raise ToolstackUnavailableError(f"the store could not be restored within {WRITE_SECONDS:g} s")
+
+    def _settle_later(self) -> None:
+        """Have what is known of a call that was given up kept until nothing more can come of it."""
+        if not self._backlog.is_settled:
+            self._host.deliver(self.uuid)
+
+    async def _deliver_first(self, deadline: float) -> None:
+        """Bring the journaled store to the toolstack. Raises `ToolstackUnavailableError`."""
+        try:
+            await self._backlog.deliver(deadline)
+        except (ToolstackError, JournalError, OSError) as error:
+            raise ToolstackUnavailableError(f"the VM's journaled store goes first: {error}") from None
 
     async def secure_boot_failed(self, detail: str | None) -> None:
         """Alert the operator that the guest failed Secure Boot verification; repeats within a minute are only counted.
@@ -202,12 +278,11 @@ class Vm:
         before, now = self._alerted, trio.current_time()
         if now - before < SB_FAILURE_SECONDS:
             return
-        body = SECURE_BOOT_FAILED_TEXT + (f" {printable(detail)}" if detail else "")
         self._alerted = now
         delivered = False
         try:
             with trio.move_on_after(ALERT_SECONDS):
-                await self._host.toolstack.alert(self.uuid, Alert(SECURE_BOOT_FAILED, 5, body))
+                await self._host.toolstack.alert(self.uuid, alerts.secure_boot_failed(detail))
                 delivered = True
         finally:
             if not delivered:
@@ -218,198 +293,48 @@ class Vm:
 
     # One boot
 
-    async def _boot(self, deadline: float) -> Boot:
-        with trio.move_on_at(deadline - READ_BACK_SECONDS):
-            await self._writer.finished()
-        for decision in range(DECISIONS + 1):
-            record = await self._read_patiently()
-            if record.store is None:
-                log.info("vm=%s first boot: the toolstack has no store yet", self.uuid)
-                return Boot(None, record.generation, BootOutcome.NOT_ASKED)
-            if decision == DECISIONS:
-                return self._give_up(record, record.store, "the store kept changing during the boot")
-            if self._writer.is_busy:
-                return self._give_up(record, record.store, "the toolstack is still at the write of an earlier boot")
-            try:
-                if record.state is CertificatesState.UPDATE_ON_BOOT:
-                    return await self._update(record, record.store, deadline)
-                return await self._tell_the_truth(record, record.store, deadline)
-            except ToolstackConflictError:
-                log.info("vm=%s the store changed during the boot: reading it again", self.uuid)
-            except Exception:
-                # Whatever a guest's store leads to here, the VM boots (invariant 5).
-                log.exception("vm=%s the boot met a bug, and goes on with the store as it was", self.uuid)
-                self._known = None
-                return self._give_up(record, record.store, "an error inside the daemon: see its log")
-        raise AssertionError("the last decision gives up")
-
-    async def _read_patiently(self) -> VmRecord:
-        failures = 0
-        while True:
-            try:
-                record = await self._host.toolstack.read(self.uuid)
-            except ToolstackUnavailableError as error:
-                failures += 1
-                if failures == 1:
-                    log.warning("vm=%s the store cannot be read at boot, trying again: %s", self.uuid, error)
-            else:
-                self._see(record)
-                return record
-            await trio.sleep(RETRY_SECONDS)
-
-    def _give_up(self, record: VmRecord, store: bytes, reason: str) -> Boot:
-        if record.state is CertificatesState.UPDATE_ON_BOOT:
-            return self._failed(record, store, reason)
-        log.warning("vm=%s boots with its store as it is: %s", self.uuid, reason)
-        return Boot(store, record.generation, BootOutcome.NOT_ASKED)
-
-    async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
-        """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
-        planned = self._plan(store)
-        try:
-            if planned.refused is not None:
-                raise _UpdateFailedError(planned.refused)
-            if planned.changes:
-                await self._back_up(store, planned, deadline)
-            generation = await self._store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
-        except ToolstackConflictError:
-            raise
-        except (CompanionError, OSError) as error:
-            return self._failed(record, store, str(error))
-        self._see(VmRecord(planned.store, CertificatesState.OK, generation))
-        if not planned.changes:
-            log.info("vm=%s marked, and nothing to do: the mark is ended", self.uuid)
-            self._remember(BootOutcome.NOTHING_TO_DO, None)
-            return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
-        self._host.stats.updates += 1
-        changes = ", ".join(f"{change.action} {change.certificate.subject} in {change.variable}" for change in planned.changes)
-        log.info("vm=%s updated at boot: %s (%d to %d bytes)", self.uuid, changes, planned.bytes_before, planned.bytes_after)
-        self._remember(BootOutcome.UPDATED, None)
-        body = f"VM {self.uuid}: its Secure Boot certificates were updated at boot: {changes}. PCR 7 changes with them."
-        self._host.alert(self.uuid, Alert(UPDATED, 4, body))
-        return Boot(planned.store, generation, BootOutcome.UPDATED)
-
-    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> None:
-        with trio.move_on_at(deadline - READ_BACK_SECONDS) as scope:
-            await self._host.backups.keep(self.uuid, store, describe_plan(planned), self._host.now())
-        if scope.cancelled_caught:
-            raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
-
-    def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
-        # It goes into the log, the list and the answer, and a guest's store can make it long.
-        reason = clip(printable(reason), MAX_TEXT)
-        self._host.stats.updates_failed += 1
-        log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self.uuid, reason)
-        self._remember(BootOutcome.FAILED, reason)
-        body = (
-            f"VM {self.uuid}: its Secure Boot certificates were not updated at boot, which goes on with the old ones: "
-            f"{reason}. The VM stays marked for an update at its next boot."
-        )
-        self._host.alert(self.uuid, Alert(UPDATE_FAILED, 3, body))
-        return Boot(store, record.generation, BootOutcome.FAILED, reason)
-
-    async def _tell_the_truth(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
-        """Without a mark: when field and store disagree, write the same store again so that the field is derived anew."""
-        verdict = _truth(self.report, record.state)
-        generation = record.generation
-        if verdict is not None:
-            log.info("vm=%s the field says %s of a store that is %s: it is written again", self.uuid, record.state, self.report)
-            try:
-                generation = await self._store(store, verdict, generation, deadline, may_leave=True)
-            except ToolstackConflictError:
-                raise
-            except ToolstackError as error:
-                log.warning("vm=%s the field could not be corrected, the boot goes on: %s", self.uuid, error)
-        return Boot(store, generation, BootOutcome.NOT_ASKED)
-
     # One write
 
-    async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
-        await self._writer.finished()
-        for _ in range(DECISIONS):
-            known = self._known
-            verdict, keys = Verdict(Update.UNSPECIFIED, "a store of this version cannot be judged", State.UNKNOWN), None
-            if new is None:
-                known = known or await self._look()
-            else:
-                keys = read_keys(new, None if known is None else known.keys)
-                if known is None or known.keys is None or keys.members != known.keys.members:
-                    # Only a change of the keys needs the field; it is read together with the store it belongs to.
-                    known = await self._look()
-                verdict = decide(known.keys, keys, new, self.field, self._host.manifest)
+    async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
+        backlog, reason = self._backlog, "an earlier one waits for the toolstack"
+        if backlog.pending is None:
+            reason = "a call that was given up may still be carried out"
+            await _take(backlog.turn)
             try:
-                generation = await self._store(blob, verdict.update, known.generation, deadline)
-            except ToolstackConflictError:
-                log.info("vm=%s somebody else changed the store: deciding anew", self.uuid)
-                continue
-            self._known = Known(generation, keys)
-            self.report = verdict.report or self.report
-            # A guest can change its boot entries all day long, which is no news.
-            level = logging.DEBUG if verdict.update is Update.NO else logging.INFO
-            log.log(level, "vm=%s wrote %d bytes, update=%s: %s", self.uuid, len(blob), verdict.update, verdict.reason)
-            return verdict, generation
-        raise ToolstackUnavailableError("the store kept changing during the write")
+                if backlog.is_settled:
+                    return await self._put_straight(blob, new)
+            except _KeepsChangingError:
+                raise
+            except (ToolstackUnavailableError, ToolstackUnclearError) as error:
+                if not self._upstream.writer.may_hold:
+                    raise
+                reason = str(error)
+            finally:
+                backlog.turn.release()
+        await backlog.add(blob, reason, deadline - ANSWER_SECONDS)
+        return Written(
+            Verdict(Update.UNSPECIFIED, "decided when the toolstack takes it"), self._upstream.generation, journaled=True
+        )
 
-    async def _look(self) -> Known:
-        return self._see(await self._host.toolstack.read(self.uuid))
-
-    # Both
-
-    async def _store(self, blob: bytes, update: Update, generation: int, deadline: float, *, may_leave: bool = False) -> int:
-        """Store `blob` over `generation` as `Writer.store` does, and remember it."""
-        self._turn += 1
-        self._known = None
-        stored = await self._writer.store(blob, update, generation, deadline, may_leave=may_leave)
-        self._written(update)
-        return stored
-
-    # What is known
-
-    def _see(self, record: VmRecord) -> Known:
-        """Remember what the toolstack holds, in digests."""
-        self.field = record.state
-        keys: Keys | None = NO_KEYS
-        self.report = None
-        if record.store is not None:
-            keys = None
-            try:
-                report = check(record.store, self._host.manifest)
-                self.report = report.state
-                if report.outline is not None and report.outline.damage is None:
-                    keys = read_keys(report.outline, None if self._known is None else self._known.keys)
-            except Exception:
-                # A store that a guest made must not keep its VM from starting or resuming.
-                log.exception("vm=%s the report on its store met a bug", self.uuid)
-        self._known = Known(record.generation, keys)
-        return self._known
-
-    def _written(self, update: Update) -> None:
-        self.last_verdict = update
-        self._host.stats.count_write(update)
-        if update is Update.YES:
-            self.field = CertificatesState.OK
-        elif update is Update.UNSPECIFIED:
-            self.field = None  # the toolstack derives it anew; known again after the next look
-
-    def _remember(self, outcome: BootOutcome, detail: str | None) -> None:
-        self.last_update = LastUpdate(self._host.now(), outcome, detail)
-
-    def _plan(self, store: bytes) -> Plan:
-        return plan(store, self._host.manifest, self._host.bodies, headroom=self._host.headroom)
+    async def _put_straight(self, blob: bytes, new: Outline | None) -> Written:
+        deadline = trio.current_time() + STRAIGHT_SECONDS
+        with trio.move_on_at(deadline):
+            for _ in range(DECISIONS):
+                try:
+                    return Written(*await self._upstream.write(blob, new, deadline))
+                except ToolstackConflictError:
+                    log.info("vm=%s somebody else changed the store: deciding anew", self.uuid)
+            raise _KeepsChangingError("the store kept changing during the write")
+        raise ToolstackUnavailableError(f"the toolstack did not answer within {STRAIGHT_SECONDS:g} s")
 
 
-class _UpdateFailedError(CompanionError):
-    """The plan refused; the text is its reason."""
+class _KeepsChangingError(ToolstackUnavailableError):
+    """Somebody else writes the same VM's store all the time: journaled, it would only be set aside."""
 
 
-def _truth(report: State | None, field: CertificatesState | None) -> Update | None:
-    """The verdict that makes an unmarked VM's field tell the truth about its store, None when it does."""
-    if field is None:
-        return None
-    if report is State.OK and field is not CertificatesState.OK:
-        return Update.YES
-    if (report is State.UPDATE_AVAILABLE and field is CertificatesState.OK) or (
-        report in (State.SETUP_MODE, State.CUSTOM) and field is CertificatesState.UPDATE_AVAILABLE
-    ):
-        return Update.UNSPECIFIED
-    return None
+async def _take(lock: trio.Lock) -> None:
+    """Acquire a lock; without a turn of the event loop, a twelfth of a write, when nobody else has it or waits for it."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()

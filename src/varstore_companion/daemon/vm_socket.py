@@ -6,11 +6,12 @@ import trio
 
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.boot_read import BootRead, fitting
+from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.first_byte import FirstByte
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.stock import Stock
-from varstore_companion.daemon.vm import BootOutcome, Vm
+from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.state import Update
 from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
@@ -48,6 +49,11 @@ class VmSocket:
         self._boots = BootRead(vm, left=fresh and not attachment.resume)
         self._stock = Stock(vm, self._boots, self._complaints)
 
+    @property
+    def boot_is_left(self) -> bool:
+        """Whether the next read of a peer that does not say why it reads is taken for the boot."""
+        return self._boots.left
+
     def session(self, stream: trio.SocketStream) -> FirstByte:
         """The session of one connection."""
         return FirstByte(stream, framed=self._framed, post=self._stock.session)
@@ -67,8 +73,9 @@ class VmSocket:
                 return messages.PingAnswer(data)
             case messages.PutStore(store=store):
                 self._boots.runs()
-                verdict, generation = await vm.put(store)
-                return messages.PutStoreAnswer(_VERDICTS[verdict.update], messages.Durable.TOOLSTACK, generation)
+                written = await vm.put(store)
+                durable = messages.Durable.JOURNAL if written.journaled else messages.Durable.TOOLSTACK
+                return messages.PutStoreAnswer(_VERDICTS[written.verdict.update], durable, written.generation)
             case messages.GetStore(reason=messages.Reason.BOOT) if not self._attachment.resume:
                 return await self._boot()
             case messages.GetStore(reason=reason):

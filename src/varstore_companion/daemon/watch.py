@@ -1,18 +1,13 @@
 """Whether the daemon is well, for systemd's watchdog: its event loop, its threads, and its calls of the toolstack."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
-from uuid import UUID
 
 import trio
 
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.systemd import Service
-from varstore_companion.toolstack.interface import Alert, Toolstack, VmRecord
-from varstore_companion.trust.state import CertificatesState, Update
 
 log = logging.getLogger(__name__)
 
@@ -24,81 +19,19 @@ STATUS_SECONDS = 10.0
 """Between two looks, where no watchdog asks for more."""
 
 
-Stuck = Callable[[], str | None]
-"""Tells in words of a toolstack's call that is stuck, None when there is none."""
+def stuck(toolstack: MeasuredToolstack) -> str | None:
+    """The call that goes on longer than any may, in words for the log; None when there is none."""
+    oldest = toolstack.oldest()
+    if oldest is None or (seconds := trio.current_time() - oldest.begun) < STUCK_SECONDS:
+        return None
+    return f"vm={oldest.vm} {oldest.call} at the {toolstack.name} toolstack goes on for {seconds:.0f} s"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _UnderWay:
-    """A call. `begun`: in trio's time."""
-
-    what: str
-    vm: UUID
-    begun: float
-
-
-class Watched:
-    """A toolstack, and which of its calls are under way."""
-
-    def __init__(self, toolstack: Toolstack) -> None:
-        self._toolstack = toolstack
-        self._under_way: dict[_UnderWay, None] = {}  # oldest first
-
-    @property
-    def name(self) -> str:
-        """See `Toolstack.name`."""
-        return self._toolstack.name
-
-    async def read(self, vm: UUID) -> VmRecord:
-        """See `Toolstack.read`."""
-        with self._timed("read", vm):
-            return await self._toolstack.read(vm)
-
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
-        """See `Toolstack.write`."""
-        with self._timed("write", vm):
-            return await self._toolstack.write(vm, store, update, expected=expected)
-
-    async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
-        """See `Toolstack.mark`."""
-        with self._timed("mark", vm):
-            return await self._toolstack.mark(vm, mark=mark)
-
-    async def alert(self, vm: UUID, alert: Alert) -> None:
-        """See `Toolstack.alert`."""
-        with self._timed("alert", vm):
-            await self._toolstack.alert(vm, alert)
-
-    async def aclose(self) -> None:
-        """See `Toolstack.aclose`."""
-        await self._toolstack.aclose()
-
-    def stuck(self) -> str | None:
-        """The oldest call that goes on longer than any may, in words for the log; None when there is none."""
-        oldest = next(iter(self._under_way), None)
-        if oldest is None or (seconds := trio.current_time() - oldest.begun) < STUCK_SECONDS:
-            return None
-        return f"vm={oldest.vm} {oldest.what} at the {self.name} toolstack goes on for {seconds:.0f} s"
-
-    @contextmanager
-    def _timed(self, what: str, vm: UUID) -> Iterator[None]:
-        call = _UnderWay(what, vm, trio.current_time())
-        self._under_way[call] = None
-        try:
-            yield
-        finally:
-            del self._under_way[call]
-
-
-def nothing_stuck() -> None:
-    """For a toolstack whose calls are not watched."""
-
-
-def status_line(sockets: int, connections: int, host: Host) -> str:
+def status_line(mode: object, sockets: int, connections: int, host: Host) -> str:
     """How the daemon does, in one line for `systemctl status`."""
     stats = host.stats
     return (
-        f"toolstack {host.toolstack.name}, attached {sockets}, connections {connections}; boots {stats.boots}, "
+        f"toolstack {host.toolstack.name}, {mode}, attached {sockets}, connections {connections}; boots {stats.boots}, "
         f"updates {stats.updates} (failed {stats.updates_failed}), writes {sum(stats.writes.values())}"
     )
 
@@ -106,9 +39,8 @@ def status_line(sockets: int, connections: int, host: Host) -> str:
 class Watchable(Protocol):
     """What is looked after: the daemon."""
 
-    @property
-    def stuck(self) -> Stuck:
-        """Tells of a call that is stuck."""
+    def stuck(self) -> str | None:
+        """A call that is stuck, in words for the log."""
 
     @property
     def status_line(self) -> str:

@@ -1,5 +1,6 @@
 """The names of variables: those that hold Secure Boot keys, and any name for people to read."""
 
+import re
 from enum import Enum
 from uuid import UUID
 
@@ -39,3 +40,12 @@ def readable_start(name: bytes) -> str:
 def printable(text: str) -> str:
     """Text that a guest chose, safe for a log or a terminal: what does not print shows as U+FFFD."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+_RUN = re.compile(r"[A-Za-z0-9+/=]{97,}")
+"""What may be base64 or hexadecimal digits of a store or a key. A digest, a UUID and nearly any path are shorter."""
+
+
+def without_data(text: str) -> str:
+    """Text of another program's, with how long they are in place of runs of what may be a store's or a key's digits."""
+    return _RUN.sub(lambda run: f"[{len(run[0]):,} characters]", text)

@@ -1,25 +1,87 @@
-"""The exact old store of each VM before an update, with what was planned: `backups/VM/TIME-DIGEST.vars` and `.json`."""
+"""The exact old store of each VM before it is replaced: `backups/VM/ID.vars`, with report and plan in `ID.json` beside it."""
 
 import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import trio
 
+from varstore_companion.efi.outline import FILE_LIMIT
+from varstore_companion.errors import CompanionError, OverLimitError
 from varstore_companion.journal import files
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 KEEP = 10
 """Backups of one VM; the oldest go first. A VM is updated once in years: this bounds what a misbehaving one can fill."""
-
+KEEP_DAYS = 400
+"""Older ones go, a VM's newest excepted: over a year, so that what an update broke can be taken back when a yearly job or
+the next year's dbx update shows it. The store of a VM that was destroyed stays for somebody to remove."""
 AT_ONCE = 4
-"""Backups being written at the same time."""
+"""Backups being written or read at the same time."""
+ABOUT_LIMIT = 1_048_576
+"""Bytes that are read of a description: many times the largest that is written."""
+
+_ID = re.compile(r"([12][0-9]{7}T[0-9]{6}Z)-[0-9a-f]{12}", re.ASCII)
+_STAMP = "%Y%m%dT%H%M%SZ"
+_WORD = 64
+"""Characters of a word that is taken over from a description."""
+
+
+class BackupError(CompanionError):
+    """A backup that is not there, or that is not what it was. The reaction: restore nothing."""
+
+
+class Why(StrEnum):
+    """What was about to replace the store."""
+
+    UPDATE = "update"
+    RESTORE = "restore"
+    SET_ASIDE = "set_aside"
+    """Nothing was: a journaled store that must not be delivered any more. It is brought back only by its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """One backup as its description has it.
+
+    `id`: when it was taken (UTC), or a second after the one before where the clock had been set back, and the start of the
+    SHA-256; `at`: seconds since the epoch, by the clock; `state`: the report's; `problem`: why the description cannot be
+    used, None when it can. What cannot be read is None.
+    """
+
+    vm: UUID
+    id: str
+    at: float | None = None
+    why: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    state: str | None = None
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its place in the list of all: by VM, then by age."""
+        return f"{self.vm}/{self.id}"
+
+    def describe(self) -> dict[str, object]:
+        """As plain values for JSON."""
+        return {**asdict(self), "vm": str(self.vm)}
 
 
 class Backups:
-    """The backups below `folder`, which is made when the first one is kept."""
+    """The backups below `folder`, which is made when the first one is kept. All of it happens off the event loop."""
 
     def __init__(self, folder: Path, *, keep: int = KEEP) -> None:
         self._folder = folder
@@ -27,27 +89,204 @@ class Backups:
         # Their own: on a disk that hangs they must not use up the threads that everything else needs.
         self._threads = trio.CapacityLimiter(AT_ONCE)
 
-    async def keep(self, vm: UUID, store: bytes, plan: Mapping[str, object], now: float) -> str:
-        """Keep `store`, durably, off the event loop; return the backup's name. `now`: seconds since the epoch.
+    async def keep(
+        self,
+        vm: UUID,
+        store: bytes,
+        why: Why,
+        now: float,
+        describe: Callable[[], Mapping[str, object]],
+        *,
+        spare: str | None = None,
+    ) -> str:
+        """Keep `store`, durably; return the backup's id. `now`: seconds since the epoch.
 
-        Raises `OSError`. When cancelled it may still come to be kept.
+        `describe`: gives what is to stand beside it, as `report` and `plan`; it is called off the event loop, too. `spare`: one
+        that must not go for this one. A store that is the VM's newest backup already is not kept twice: a boot that fails over
+        and over must not push the older ones out.
+
+        Raises `OSError`, and what `describe` raises. When cancelled it may still come to be kept.
         """
-        return await trio.to_thread.run_sync(self._write, vm, store, plan, now, abandon_on_cancel=True, limiter=self._threads)
+        return await self._run(lambda: self._write(vm, store, why, now, describe=describe, spare=spare))
 
-    def _write(self, vm: UUID, store: bytes, plan: Mapping[str, object], now: float) -> str:
+    async def page(self, vm: UUID | None, after: str, most: int) -> list[Backup]:
+        """The first `most` backups whose `key` comes after `after`, of one VM or of all. Raises `OSError`."""
+        return await self._run(lambda: self._page(vm, after, most))
+
+    async def load(self, vm: UUID, name: str | None) -> tuple[Backup, bytes]:
+        """A backup of the VM and its store, which is what it was when it was kept. `name` None: the newest that was replaced.
+
+        Raises `BackupError`, `OverLimitError` for one that is larger than any store, `OSError`.
+        """
+        return await self._run(lambda: self._load(vm, name))
+
+    async def expire(self, now: float) -> None:
+        """Remove what is older than `KEEP_DAYS`, of every VM. What cannot be removed is logged."""
+        await self._run(lambda: self._expire(now))
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+
+    def _write(
+        self, vm: UUID, store: bytes, why: Why, now: float, *, describe: Callable[[], Mapping[str, object]], spare: str | None
+    ) -> str:
         folder = self._folder / str(vm)
         for path in (self._folder, folder):
             files.make_folder(path)
         digest = sha256(store).hexdigest()
-        name = f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{digest[:12]}"
-        about = {"vm": str(vm), "at": now, "sha256": digest, "bytes": len(store), "plan": plan}
-        files.write(folder / f"{name}.vars", store)
+        newest = next(iter(_ids(folder)[-1:]), None)
+        if newest is not None and _holds(folder, _read(folder, vm, newest), why, store):
+            return newest
+        name = f"{_stamp(now, newest)}-{digest[:12]}"
+        about = {"vm": str(vm), "at": now, "why": why, "sha256": digest, "bytes": len(store), **describe()}
+        # The description first: no store without one, whenever the power goes.
         files.write(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
-        for cut_short in folder.glob(f"*{files.NEW}"):
-            cut_short.unlink(missing_ok=True)
-        # The one just kept stays, whatever the clock says: its store is about to be replaced.
-        others = sorted(other for other in folder.glob("*.vars") if other.stem != name)
-        for old in others[: max(0, len(others) - self._keep + 1)]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".json").unlink(missing_ok=True)
+        files.write(folder / f"{name}.vars", store)
+        try:
+            self._remove_old(folder, now, {name, spare})
+            _remove_cut_short(folder)
+        except OSError as error:
+            log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
         return name
+
+    def _remove_old(self, folder: Path, now: float, spared: set[str | None]) -> None:
+        ids = _ids(folder)
+        surplus = set(ids[: max(0, len(ids) - self._keep)])
+        oldest = f"{datetime.fromtimestamp(now, UTC) - timedelta(days=KEEP_DAYS):{_STAMP}}"
+        for name in ids[:-1]:
+            if name not in spared and (name in surplus or name < oldest):
+                (folder / f"{name}.vars").unlink(missing_ok=True)
+                (folder / f"{name}.json").unlink(missing_ok=True)
+
+    def _expire(self, now: float) -> None:
+        try:
+            vms = list(self._vms())
+        except OSError as error:
+            log.warning("old backups cannot be removed: %s", error)
+            return
+        for vm in vms:
+            try:
+                self._remove_old(self._folder / str(vm), now, set())
+            except OSError as error:
+                log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
+
+    def _page(self, vm: UUID | None, after: str, most: int) -> list[Backup]:
+        found: list[Backup] = []
+        for each in self._vms() if vm is None else (vm,):
+            if after[:36] > str(each):
+                continue
+            folder = self._folder / str(each)
+            later = [name for name in _ids(folder) if f"{each}/{name}" > after]
+            found += [_read(folder, each, name) for name in later[: most - len(found)]]
+            if len(found) == most:
+                break
+        return found
+
+    def _load(self, vm: UUID, name: str | None) -> tuple[Backup, bytes]:
+        folder = self._folder / str(vm)
+        ids = _ids(folder)
+        if not ids:
+            raise BackupError(f"VM {vm} has no backup")
+        name = _newest_replaced(folder, vm, ids) if name is None else name
+        # Only a name that was found is put into a path.
+        if name not in ids:
+            raise BackupError(f"VM {vm} has no backup of that name: its newest is {ids[-1]}")
+        backup = _read(folder, vm, name)
+        if backup.problem is not None:
+            raise BackupError(f"backup {name} is damaged: {backup.problem}")
+        store = _content(folder, name)
+        if len(store) > FILE_LIMIT:
+            raise OverLimitError(f"backup {name} has more than {FILE_LIMIT:,} bytes: varstored would not load it")
+        if len(store) != backup.bytes or sha256(store).hexdigest() != backup.sha256:
+            raise BackupError(f"backup {name} is damaged: its {len(store):,} bytes are not those that were kept")
+        return backup, store
+
+    def _vms(self) -> Iterator[UUID]:
+        try:
+            names = sorted(path.name for path in self._folder.iterdir())
+        except FileNotFoundError:
+            return
+        for name in names:
+            try:
+                vm = UUID(name)
+            except ValueError:
+                continue
+            if str(vm) == name:
+                yield vm
+
+
+def _ids(folder: Path) -> list[str]:
+    """The ids of the backups in a VM's folder, the oldest first."""
+    try:
+        names = [path.stem for path in folder.iterdir() if path.suffix == ".vars"]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if _taken(name) is not None)
+
+
+def _newest_replaced(folder: Path, vm: UUID, ids: list[str]) -> str:
+    for name in reversed(ids):
+        if _read(folder, vm, name).why != Why.SET_ASIDE:
+            return name
+    raise BackupError(f"VM {vm} has no backup but of stores that were set aside: name the one to restore, as {ids[-1]}")
+
+
+def _holds(folder: Path, there: Backup, why: Why, store: bytes) -> bool:
+    """Whether a backup that is brought back for `why` is of this very store."""
+    is_alike = there.why == why or Why.SET_ASIDE not in (there.why, why)
+    try:
+        return is_alike and there.sha256 == sha256(store).hexdigest() and _content(folder, there.id) == store
+    except OSError:
+        return False
+
+
+def _remove_cut_short(folder: Path) -> None:
+    """Remove what a crash left of backups that did not come to be."""
+    ids = set(_ids(folder))
+    for path in folder.iterdir():
+        if path.suffix == files.NEW or (path.suffix == ".json" and path.stem not in ids):
+            path.unlink(missing_ok=True)
+
+
+def _taken(name: str) -> datetime | None:
+    """When a backup of this name was taken; None for what is no backup's name."""
+    match = _ID.fullmatch(name)
+    try:
+        return None if match is None else datetime.strptime(match[1], _STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _stamp(now: float, newest: str | None) -> str:
+    """The time for a new backup's name, always after the newest one's: which is newer does not depend on the clock."""
+    stamp = f"{datetime.fromtimestamp(now, UTC):{_STAMP}}"
+    taken = None if newest is None else _taken(newest)
+    if newest is None or taken is None or stamp > newest[: len(stamp)]:
+        return stamp
+    return f"{taken + timedelta(seconds=1):{_STAMP}}"
+
+
+def _read(folder: Path, vm: UUID, name: str) -> Backup:
+    try:
+        with (folder / f"{name}.json").open("rb") as file:
+            about = json.loads(file.read(ABOUT_LIMIT))
+        at, size, digest = float(about["at"]), about["bytes"], about["sha256"]
+        report = about.get("report")
+        state = None if report is None else str(report["state"])[:_WORD]
+        why = str(about.get("why", Why.UPDATE))[:_WORD]
+    except FileNotFoundError:
+        return Backup(vm, name, problem="its description is missing")
+    except OSError as error:
+        return Backup(vm, name, problem=f"its description cannot be read: {error.strerror}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Backup(vm, name, problem="its description is not what was written")
+    is_whole = isinstance(size, int) and isinstance(digest, str) and len(digest) == 64 and name.endswith(digest[:12])
+    if not (is_whole and isfinite(at)):
+        return Backup(vm, name, problem="its description is not what was written")
+    return Backup(vm, name, at, why, size, digest, state)
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """A backup's store, as far as it can be one."""
+    with (folder / f"{name}.vars").open("rb") as file:
+        return file.read(FILE_LIMIT + 1)

@@ -134,9 +134,9 @@ class Database:
         return self.show(vm).record
 
     def confirm(self, vm: UUID, expected: int | None) -> None:
-        """See that the VM is there and, if `expected` is given, that its store has this generation.
+        """See that the VM's store may be written and, if `expected` is given, that it has this generation.
 
-        Raises `ToolstackConflictError` when it has another.
+        Raises `ToolstackConflictError` when it has another; `ToolstackRefusedError` with `VM_IS_SNAPSHOT`.
         """
         with self._reader.reading() as connection:
             _confirm(connection, vm, expected)
@@ -144,7 +144,8 @@ class Database:
     def write(self, vm: UUID, store: bytes, update: Literal[Update.YES, Update.NO], *, expected: int | None = None) -> int:
         """Store, with the field `ok` for `yes` and left alone for `no`; return the new generation.
 
-        Raises `ToolstackConflictError`, with nothing changed, when `expected` is given and not the store's generation.
+        Raises `ToolstackConflictError`, with nothing changed, when `expected` is given and not the store's generation;
+        `ToolstackRefusedError` with `VM_IS_SNAPSHOT`, as `VM.set_NVRAM` is refused.
         """
         field = CertificatesState.OK if update is Update.YES else None
         return self._write(vm, store, field, (writes_counter(update),), expected)
@@ -209,6 +210,7 @@ class Database:
         digest = rows.digest_of(store)
         with self._writer.writing() as connection:
             head = rows.find_head(connection, vm)
+            rows.refuse_snapshot(vm, head.kind)
             if expected is not None and head.generation != expected:
                 raise _conflict(vm, head.generation, expected)
             state, state_of = head.state, head.state_of
@@ -254,11 +256,10 @@ class Database:
 
 
 def _confirm(connection: "sqlite3.Connection", vm: UUID, expected: int | None) -> None:
-    found = connection.execute("SELECT generation FROM vm WHERE uuid = ?", (str(vm),)).fetchone()
-    if found is None:
-        raise rows.unknown(vm)
-    if expected is not None and found[0] != expected:
-        raise _conflict(vm, found[0], expected)
+    head = rows.find_head(connection, vm)
+    rows.refuse_snapshot(vm, head.kind)
+    if expected is not None and head.generation != expected:
+        raise _conflict(vm, head.generation, expected)
 
 
 def _conflict(vm: UUID, generation: int, expected: int) -> ToolstackConflictError:

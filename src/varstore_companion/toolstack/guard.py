@@ -16,7 +16,7 @@ import trio
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.toolstack.nvram import text_of
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
+from varstore_companion.toolstack.remote import LATE_SECONDS, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import UnknownCallError
 from varstore_companion.trust.state import CertificatesState, Update
 
@@ -44,16 +44,22 @@ class GuardToolstack:
     read come from two calls, so a change from elsewhere can fall between them.
     """
 
-    def __init__(self, numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, numbers: Iterator[int] | None = None, *, late_seconds: float = LATE_SECONDS) -> None:
         # From the clock, so that a restarted daemon's generations go on growing.
         self._numbers = count(time.time_ns() // 1_000_000) if numbers is None else numbers
         self._guards: dict[UUID, _Guard] = {}
         self._closed = False
+        self._late_seconds = late_seconds
 
     @property
     def name(self) -> str:
         """As in `serve --toolstack`."""
         return "guard"
+
+    @property
+    def late_seconds(self) -> float:
+        """See `Toolstack.late_seconds`."""
+        return self._late_seconds
 
     def set_upstream(self, vm: UUID, path: Path | None) -> None:
         """The VM's guard is at `path` from now on; None forgets the VM. Calls that have begun go on where they are."""
@@ -63,6 +69,11 @@ class GuardToolstack:
             self._guards[vm].path = path
         else:
             self._guards[vm] = _Guard(path, Seen(self._numbers))
+
+    def has_field(self, vm: UUID) -> bool | None:
+        """See `Toolstack.has_field`."""
+        guard = self._guards.get(vm)
+        return None if guard is None else guard.has_field
 
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
@@ -106,14 +117,15 @@ class GuardToolstack:
 
 
 class _Guard:
-    """One VM's guard. `seen`: the store last seen there."""
+    """One VM's guard. `seen`: the store last seen there; `has_field`: what it said when it was last asked for the field."""
 
-    __slots__ = ("_missing", "lock", "path", "seen")
+    __slots__ = ("_missing", "has_field", "lock", "path", "seen")
 
     def __init__(self, path: Path, seen: Seen) -> None:
         self.path = path
         self.seen = seen
         self.lock = trio.Lock()
+        self.has_field: bool | None = None
         self._missing = MissingCalls()
 
     async def read(self) -> VmRecord:
@@ -138,11 +150,13 @@ class _Guard:
     async def _state(self) -> CertificatesState | None:
         if GET_STATE in self._missing:
             return None
+        state = None
         try:
-            return state_in(await call(self.path, GET_STATE, SESSION, VM, may_be_missing=True))
+            state = state_in(await call(self.path, GET_STATE, SESSION, VM, may_be_missing=True))
         except UnknownCallError:
             self._missing.add(GET_STATE)
-            return None
+        self.has_field = state is not None
+        return state
 
     def _identity(self) -> tuple[int, int, int] | None:
         """The socket's file, which a guard makes anew when it starts: its number alone is given out again."""

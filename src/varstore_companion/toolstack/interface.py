@@ -42,6 +42,16 @@ class Toolstack(Protocol):
     def name(self) -> str:
         """The adapter's name as in `serve --toolstack`."""
 
+    @property
+    def late_seconds(self) -> float:
+        """For how long a call that was given up may still be carried out: an answer that did not come says nothing before.
+
+        0 where that is known to the adapter itself, which then does not leave the call before it is over.
+        """
+
+    def has_field(self, vm: UUID) -> bool | None:
+        """Whether the VM has the field, None as long as nobody has asked. Without it nothing is updated at a boot."""
+
     async def read(self, vm: UUID) -> VmRecord:
         """Read the VM's store and field together (xapi: `VM.get_NVRAM`, `VM.get_secureboot_certificates_state`)."""
 

@@ -324,8 +324,7 @@ class Operations(Database):
     @staticmethod
     def _changeable(connection: "sqlite3.Connection", vm: UUID) -> Row:
         row = rows.find(connection, vm)
-        if row.kind is VmKind.SNAPSHOT:
-            raise ToolstackRefusedError("VM_IS_SNAPSHOT", f"{vm} is a snapshot", (str(vm), "changing_NVRAM"))
+        rows.refuse_snapshot(vm, row.kind)
         return row
 
 

@@ -101,6 +101,12 @@ def find_head(connection: sqlite3.Connection, vm: UUID) -> Head:
     return Head(*_head(columns))
 
 
+def refuse_snapshot(vm: UUID, kind: VmKind) -> None:
+    """See that the VM's NVRAM may be changed. Raises `ToolstackRefusedError` (`VM_IS_SNAPSHOT`)."""
+    if kind is VmKind.SNAPSHOT:
+        raise ToolstackRefusedError("VM_IS_SNAPSHOT", f"{vm} is a snapshot", (str(vm), "changing_NVRAM"))
+
+
 def add(
     connection: sqlite3.Connection,
     vm: UUID,

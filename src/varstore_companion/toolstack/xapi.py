@@ -13,7 +13,7 @@ import trio
 from varstore_companion.errors import ToolstackError, ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.toolstack.nvram import text_of
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
+from varstore_companion.toolstack.remote import LATE_SECONDS, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import SessionInvalidError, UnknownCallError
 from varstore_companion.toolstack.xmlrpc import Value
 from varstore_companion.trust.state import CertificatesState, Update
@@ -42,7 +42,7 @@ class XapiToolstack:
     another host's xapi is not to be had over this socket.
     """
 
-    def __init__(self, path: Path, numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, path: Path, numbers: Iterator[int] | None = None, *, late_seconds: float = LATE_SECONDS) -> None:
         self._path = path
         self._numbers = count(time.time_ns() // 1_000_000) if numbers is None else numbers
         self._vms: dict[UUID, _Vm] = {}
@@ -50,12 +50,23 @@ class XapiToolstack:
         self._logins = 0
         self._login_lock = trio.Lock()
         self._missing = MissingCalls()
+        self._has_field: bool | None = None
         self._closed = False
+        self._late_seconds = late_seconds
 
     @property
     def name(self) -> str:
         """As in `serve --toolstack`."""
         return "xapi"
+
+    @property
+    def late_seconds(self) -> float:
+        """See `Toolstack.late_seconds`."""
+        return self._late_seconds
+
+    def has_field(self, vm: UUID) -> bool | None:  # noqa: ARG002  xapi is one for all
+        """See `Toolstack.has_field`."""
+        return self._has_field
 
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
@@ -140,11 +151,13 @@ class XapiToolstack:
         self._missing.look(self._logins)
         if GET_STATE in self._missing:
             return None
+        state = None
         try:
-            return state_in(await self._call(GET_STATE, reference))
+            state = state_in(await self._call(GET_STATE, reference))
         except UnknownCallError:
             self._missing.add(GET_STATE)
-            return None
+        self._has_field = state is not None
+        return state
 
     async def _set(self, reference: str, text: str, update: Update) -> None:
         self._missing.look(self._logins)

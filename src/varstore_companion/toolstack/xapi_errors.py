@@ -7,7 +7,7 @@ xapi met is a text inside `Internal_error`, as OCaml prints an exception: `Serve
 import re
 from collections.abc import Sequence
 
-from varstore_companion.efi.names import printable
+from varstore_companion.efi.names import printable, without_data
 from varstore_companion.errors import (
     ToolstackError,
     ToolstackRefusedError,
@@ -86,7 +86,8 @@ def failure(method: str, description: Sequence[str], *, changes: bool, may_be_mi
     lack it, so that a failure without any reason is taken for that.
     """
     code, parameters = _unwrapped(description)
-    text = f"{method}: {printable(' '.join(parameters))[:SHOWN]}" if parameters else method
+    # xapi repeats what it was given where it does not like it: a whole store.
+    text = f"{method}: {printable(without_data(' '.join(parameters)))[:SHOWN]}" if parameters else method
     if not code and may_be_missing:
         return UnknownCallError("MESSAGE_METHOD_UNKNOWN", f"{method}: a failure without a reason", is_guess=True)
     if code in ("MESSAGE_METHOD_UNKNOWN", "MESSAGE_PARAMETER_COUNT_MISMATCH"):
@@ -109,7 +110,7 @@ def failure(method: str, description: Sequence[str], *, changes: bool, may_be_mi
         return ToolstackUnavailableError(f"{code}: {text}")
     if code in NOT_KNOWN:
         return ToolstackUnclearError(f"{code}: {text}")
-    return ToolstackRefusedError(printable(code)[:SHOWN], text, parameters)
+    return ToolstackRefusedError(printable(without_data(code))[:SHOWN], text, parameters)
 
 
 def _unwrapped(description: Sequence[str]) -> tuple[str, tuple[str, ...]]:

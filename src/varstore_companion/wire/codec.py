@@ -1,4 +1,4 @@
-"""The one reader and the one builder of payloads, driven by the declarations in `messages`."""
+"""The one reader and the one builder of payloads, driven by the declarations in `messages` and `observing`."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeVar, cast, get_type_hints
 
-from varstore_companion.wire import messages
+from varstore_companion.wire import messages, observing
 from varstore_companion.wire.errors import LocalProtocolError, PayloadError, UnsupportedFieldError
 from varstore_companion.wire.fields import Kind, Value
 from varstore_companion.wire.frames import MUST_UNDERSTAND, join_fields, split_fields
@@ -44,7 +44,7 @@ class Layout:
 
 
 def _declared(base: type[M]) -> Iterator[type[M]]:
-    for value in vars(messages).values():
+    for value in (*vars(messages).values(), *vars(observing).values()):
         if isinstance(value, type) and issubclass(value, base) and hasattr(value, "TYPE"):
             yield value
 

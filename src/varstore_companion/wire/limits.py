@@ -18,7 +18,7 @@ MIN_MAX_PAYLOAD: Final = 135_168
 """Bytes. The least that a server may announce: the largest store, its fields, and room for fields to come."""
 
 MAX_FIELDS: Final = 64
-"""A payload of empty fields would otherwise cost its reader 32,768 steps. No message of version 1 has more than 6."""
+"""A payload of empty fields would otherwise cost its reader 32,768 steps. No message of version 1 has more than 7."""
 
 MAX_STORE: Final = 131_072
 """Bytes. varstored's limit of a saved store file."""
@@ -48,7 +48,7 @@ MAX_JSON: Final = 245_760
 """Bytes of UTF-8. What is left of a payload when its other fields have what they may need."""
 
 MAX_LIST: Final = 1_000
-"""Attachments on one page."""
+"""Entries of one page, as attachments."""
 
 MAX_MODE: Final = 0o777
 MAX_GID: Final = 0xFFFF_FFFE

@@ -256,7 +256,8 @@ class Attach(RequestMessage):
     """Make the VM's socket `path` and serve it.
 
     `gid`: the socket's group; `mode`: its permission bits, 0660 when absent; `upstream`: the guard's socket of this
-    VM; `resume`: the VM is being resumed or migrated, so that no read through this socket counts as a cold boot.
+    VM; `resume`: the VM is being resumed or migrated, so that no read through this socket counts as a cold boot;
+    `interpose`: `path` is the guard's socket, which is taken over in its place, with its owner, group and mode.
     """
 
     TYPE: ClassVar = 0x0100
@@ -267,6 +268,12 @@ class Attach(RequestMessage):
     mode: Annotated[int | None, Tag(4, Number(4, 0, MAX_MODE))] = None
     upstream: Annotated[bytes | None, Tag(5, Path(MAX_PATH))] = None
     resume: Annotated[bool | None, Tag(6, Flag())] = None
+    interpose: Annotated[bool | None, Tag(7, Flag())] = None
+
+    def flaw(self) -> str | None:
+        """What is wrong between the fields."""
+        given = [name for name in ("gid", "mode", "upstream") if getattr(self, name) is not None]
+        return f"interpose and {given[0]}" if self.interpose and given else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +286,7 @@ class AttachAnswer(AnswerMessage):
 
 @dataclass(frozen=True, slots=True)
 class Detach(RequestMessage):
-    """Stop serving the socket and remove it."""
+    """Stop serving the socket and remove it; one that was interposed is given back to its guard."""
 
     TYPE: ClassVar = 0x0101
     SOCKETS: ClassVar = _CONTROL_ONLY
@@ -288,7 +295,7 @@ class Detach(RequestMessage):
 
 @dataclass(frozen=True, slots=True)
 class DetachAnswer(AnswerMessage):
-    """The socket is gone. `already`: it was not attached."""
+    """The socket is gone, or the guard's again. `already`: it was not attached."""
 
     TYPE: ClassVar = Detach.TYPE | ANSWER_BIT
     already: Annotated[bool, Tag(1, Flag())]
@@ -363,6 +370,64 @@ class PlanAnswer(AnswerMessage):
 
     TYPE: ClassVar = Plan.TYPE | ANSWER_BIT
     json: Annotated[str, Tag(1, _JSON)]
+
+
+@dataclass(frozen=True, slots=True)
+class Restore(RequestMessage):
+    """Bring back a store of a VM that does not run. `backup`: the id of one, the newest when absent."""
+
+    TYPE: ClassVar = 0x0106
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    vm: Annotated[UUID, Tag(1, Uuid())]
+    backup: Annotated[str | None, Tag(2, Text(1, MAX_NAME))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAnswer(AnswerMessage):
+    """The store is durable. What was brought back and what was kept, as JSON."""
+
+    TYPE: ClassVar = Restore.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+
+
+@dataclass(frozen=True, slots=True)
+class Backups(RequestMessage):
+    """One page of the backups, of one VM or of all. `after`, `limit`: as for `List`."""
+
+    TYPE: ClassVar = 0x0107
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    vm: Annotated[UUID | None, Tag(1, Uuid())] = None
+    after: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+    limit: Annotated[int | None, Tag(3, Number(4, 1, MAX_LIST))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupsAnswer(AnswerMessage):
+    """One page as JSON. `next`: absent on the last page."""
+
+    TYPE: ClassVar = Backups.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+    next: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class History(RequestMessage):
+    """One page of what was done to a VM's store. `after`, `limit`: as for `List`."""
+
+    TYPE: ClassVar = 0x0108
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    vm: Annotated[UUID, Tag(1, Uuid())]
+    after: Annotated[bytes | None, Tag(2, _CURSOR)] = None
+    limit: Annotated[int | None, Tag(3, Number(4, 1, MAX_LIST))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryAnswer(AnswerMessage):
+    """One page as JSON. `next`: absent on the last page."""
+
+    TYPE: ClassVar = History.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+    next: Annotated[bytes | None, Tag(2, _CURSOR)] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,258 @@
+"""One VM's cold boot: the journaled store first, then the update if one is marked, and the old store whatever fails."""
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from uuid import UUID
+
+import trio
+
+from varstore_companion.daemon import alerts
+from varstore_companion.daemon.backlog import Backlog
+from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.keeping import back_up
+from varstore_companion.daemon.upstream import Upstream
+from varstore_companion.daemon.verdicts import Occasion
+from varstore_companion.daemon.writer import READ_BACK_SECONDS
+from varstore_companion.efi.names import printable
+from varstore_companion.errors import (
+    CompanionError,
+    JournalError,
+    ToolstackConflictError,
+    ToolstackError,
+    ToolstackUnavailableError,
+)
+from varstore_companion.journal.backups import Why
+from varstore_companion.journal.history import What
+from varstore_companion.toolstack.interface import VmRecord
+from varstore_companion.trust.check import State
+from varstore_companion.trust.plan import Plan
+from varstore_companion.trust.state import CertificatesState, Update
+from varstore_companion.wire.fields import clip
+from varstore_companion.wire.limits import MAX_TEXT
+
+log = logging.getLogger(__name__)
+
+DELIVER_SECONDS = 8.0
+"""Of a boot's time, for bringing a journaled store to the toolstack first."""
+RETRY_SECONDS = 0.25
+"""Between two tries to read the store while the toolstack is unavailable, as when it restarts."""
+DECISIONS = 4
+"""How often a boot is decided anew because somebody else changed the store meanwhile."""
+
+
+class BootOutcome(Enum):
+    """What became of the update that was marked for this boot."""
+
+    NOT_ASKED = "not_asked"
+    UPDATED = "updated"
+    NOTHING_TO_DO = "nothing_to_do"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """The answer to a boot. `store`: None for a first boot; `detail`: why an update failed."""
+
+    store: bytes | None
+    generation: int
+    outcome: BootOutcome
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastUpdate:
+    """What became of the last marked boot. `at`: seconds since the epoch."""
+
+    at: float
+    outcome: BootOutcome
+    detail: str | None
+
+
+class ColdBoot:
+    """The caller sees to it that no write of the VM's own comes meanwhile."""
+
+    __slots__ = ("_backlog", "_host", "_upstream", "_uuid", "last_update")
+
+    def __init__(self, uuid: UUID, host: Host, upstream: Upstream, backlog: Backlog) -> None:
+        self._uuid = uuid
+        self._host = host
+        self._upstream = upstream
+        self._backlog = backlog
+        self.last_update: LastUpdate | None = None
+
+    async def answer(self, deadline: float) -> Boot:
+        """The answer, with the update if one is marked, within `deadline` (trio's clock), which the caller enforces.
+
+        Raises `ToolstackError` only when the store itself cannot be had: an update that fails never does (invariant 5).
+        """
+        waits = await self._deliver_first(deadline)
+        if waits is not None:
+            return await self._boot_from_journal(waits)
+        async with self._backlog.turn:
+            return await self._boot_from_toolstack(deadline)
+
+    async def _deliver_first(self, deadline: float) -> str | None:
+        """Read your writes: a journaled store goes first. Why it still waits, None when none does."""
+        if self._backlog.pending is None:
+            return None
+        reason = "the toolstack did not answer in time"
+        deadline = min(trio.current_time() + DELIVER_SECONDS, deadline - READ_BACK_SECONDS)
+        with trio.move_on_at(deadline):
+            while True:
+                try:
+                    await self._backlog.deliver(deadline)
+                except ToolstackUnavailableError as error:
+                    reason = str(error)
+                except (ToolstackError, JournalError, OSError) as error:
+                    return str(error)
+                else:
+                    return None
+                await trio.sleep(RETRY_SECONDS)
+        return reason
+
+    async def _boot_from_journal(self, reason: str) -> Boot:
+        """Hand out the newest store while it is only in the journal. Raises `ToolstackUnavailableError`."""
+        record: VmRecord | None = None
+        with trio.move_on_after(READ_BACK_SECONDS / 3), suppress(ToolstackError):
+            record = await self._host.toolstack.read(self._uuid)
+        store = await self._backlog.newest(record)
+        if store is None:
+            if record is None:
+                raise ToolstackUnavailableError(reason)
+            store = record.store
+        generation = self._upstream.generation if record is None else record.generation
+        if store is not None and record is not None and record.state is CertificatesState.UPDATE_ON_BOOT:
+            return self._failed(VmRecord(store, record.state, generation), store, f"its journaled store goes first: {reason}")
+        log.warning("vm=%s boots with its journaled store, which the toolstack does not have yet: %s", self._uuid, reason)
+        return Boot(store, generation, BootOutcome.NOT_ASKED)
+
+    async def _boot_from_toolstack(self, deadline: float) -> Boot:
+        with trio.move_on_at(deadline - READ_BACK_SECONDS):
+            await self._upstream.writer.finished()
+        for decision in range(DECISIONS + 1):
+            record = await self._read_patiently()
+            if record.store is None:
+                log.info("vm=%s first boot: the toolstack has no store yet", self._uuid)
+                return Boot(None, record.generation, BootOutcome.NOT_ASKED)
+            if decision == DECISIONS:
+                return self._give_up(record, record.store, "the store kept changing during the boot")
+            if not self._upstream.writer.is_settled:
+                return self._give_up(record, record.store, "the toolstack may still be at an earlier write")
+            try:
+                if record.state is CertificatesState.UPDATE_ON_BOOT:
+                    return await self._update(record, record.store, deadline)
+                return await self._tell_the_truth(record, record.store, deadline)
+            except ToolstackConflictError:
+                log.info("vm=%s the store changed during the boot: reading it again", self._uuid)
+            except Exception:
+                # Whatever a guest's store leads to here, the VM boots (invariant 5).
+                log.exception("vm=%s the boot met a bug, and goes on with the store as it was", self._uuid)
+                self._upstream.known = None
+                return self._give_up(record, record.store, "an error inside the daemon: see its log")
+        raise AssertionError("the last decision gives up")
+
+    async def _read_patiently(self) -> VmRecord:
+        failures = 0
+        while True:
+            try:
+                return await self._upstream.look()
+            except ToolstackUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("vm=%s the store cannot be read at boot, trying again: %s", self._uuid, error)
+            await trio.sleep(RETRY_SECONDS)
+
+    def _give_up(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+        if record.state is CertificatesState.UPDATE_ON_BOOT:
+            return self._failed(record, store, reason)
+        log.warning("vm=%s boots with its store as it is: %s", self._uuid, reason)
+        return Boot(store, record.generation, BootOutcome.NOT_ASKED)
+
+    async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
+        """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
+        planned = self._plan(store)
+        backup: str | None = None
+        try:
+            if planned.refused is not None:
+                raise _UpdateFailedError(planned.refused)
+            if planned.changes:
+                backup = await self._back_up(store, planned, deadline)
+            generation = await self._upstream.store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
+        except ToolstackConflictError:
+            raise
+        except (CompanionError, OSError) as error:
+            return self._failed(record, store, str(error))
+        self._upstream.see(VmRecord(planned.store, CertificatesState.OK, generation))
+        if not planned.changes:
+            log.info("vm=%s marked, and nothing to do: the mark is ended", self._uuid)
+            self._remember(BootOutcome.NOTHING_TO_DO, None)
+            self._host.note(self._uuid, What.NOTHING_TO_DO, store)
+            return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
+        self._host.stats.updates += 1
+        changes = alerts.describe_changes(planned)
+        log.info("vm=%s updated at boot: %s (%d to %d bytes)", self._uuid, changes, planned.bytes_before, planned.bytes_after)
+        self._remember(BootOutcome.UPDATED, None)
+        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes)
+        self._host.alert(self._uuid, alerts.updated(self._uuid, planned))
+        return Boot(planned.store, generation, BootOutcome.UPDATED)
+
+    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> str:
+        with trio.move_on_at(deadline - READ_BACK_SECONDS):
+            return await back_up(self._host, self._uuid, store, planned, Why.UPDATE)
+        raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
+
+    def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+        # It goes into the log, the list and the answer, and a guest's store can make it long.
+        reason = clip(printable(reason), MAX_TEXT)
+        self._host.stats.updates_failed += 1
+        log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
+        self._remember(BootOutcome.FAILED, reason)
+        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason)
+        self._host.alert(self._uuid, alerts.update_failed(self._uuid, reason))
+        return Boot(store, record.generation, BootOutcome.FAILED, reason)
+
+    async def _tell_the_truth(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
+        """Without a mark: when field and store disagree, write the same store again so that the field is derived anew."""
+        verdict = _truth(self._upstream.report, record.state)
+        generation = record.generation
+        if verdict is not None:
+            reason = f"the field said {record.state} of a store that is {self._upstream.report}"
+            log.info("vm=%s %s: it is written again", self._uuid, reason)
+            try:
+                generation = await self._upstream.store(store, verdict, generation, deadline, may_leave=True)
+            except ToolstackConflictError:
+                raise
+            except ToolstackError as error:
+                log.warning("vm=%s the field could not be corrected, the boot goes on: %s", self._uuid, error)
+            else:
+                self._upstream.verdicts.add(self._host.now(), Occasion.CORRECTION, verdict, reason)
+        return Boot(store, generation, BootOutcome.NOT_ASKED)
+
+    def _remember(self, outcome: BootOutcome, detail: str | None) -> None:
+        now = self._host.now()
+        self.last_update = LastUpdate(now, outcome, detail)
+        verdict = None if outcome is BootOutcome.FAILED else Update.YES
+        reason = outcome.value if detail is None else f"{outcome.value}: {detail}"
+        self._upstream.verdicts.add(now, Occasion.UPDATE, verdict, reason)
+
+    def _plan(self, store: bytes) -> Plan:
+        return self._host.rules.plan(store)
+
+
+class _UpdateFailedError(CompanionError):
+    """The plan refused; the text is its reason."""
+
+
+def _truth(report: State | None, field: CertificatesState | None) -> Update | None:
+    """The verdict that makes an unmarked VM's field tell the truth about its store, None when it does."""
+    if field is None:
+        return None
+    if report is State.OK and field is not CertificatesState.OK:
+        return Update.YES
+    if (report is State.UPDATE_AVAILABLE and field is CertificatesState.OK) or (
+        report in (State.SETUP_MODE, State.CUSTOM) and field is CertificatesState.UPDATE_AVAILABLE
+    ):
+        return Update.UNSPECIFIED
+    return None

@@ -1,0 +1,111 @@
+"""The daemon's log: in the journal's form where standard error is the journal, and with levels that change while it runs."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import IO
+
+from varstore_companion.efi.names import printable, without_data
+from varstore_companion.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+ROOT = "varstore_companion"
+LINE = 2_000
+"""Characters of a line that are kept: longer than any the daemon writes, shorter than a store."""
+
+JOURNAL = "/run/systemd/journal/stdout"
+"""journald's socket for standard output and error (systemd-journald.service(8))."""
+
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+_DEBUG = 7
+
+LEVELS: Mapping[str, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "inherit": logging.NOTSET,
+}
+"""The levels by name. `inherit`: that of the logger above it."""
+
+
+class OneLine(logging.Formatter):
+    """A record is one line, whatever a guest or a toolstack put into its text, without what may be part of a store.
+
+    The lines of a traceback of ours follow it, each behind a bar, so that none of them can be taken for a line of the log.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the standard library's name
+        """The line."""
+        return f"{record.levelname} {clean(record.message)}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and what follows it."""
+        line, *following = super().format(record).split("\n")
+        return "\n".join([line, *(f"| {clean(each)}" for each in following)])
+
+
+class ForJournal(OneLine):
+    """As `OneLine`, each line with its priority in front (sd-daemon(3)), not its level's name. The journal adds the time."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the standard library's name
+        """The line."""
+        return clean(record.message)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and what follows it."""
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), _DEBUG)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+def clean(text: str) -> str:
+    """Text for one line: without what does not print, without what may be of a store or a key, and not too long."""
+    return without_data(printable(text))[:LINE]
+
+
+def is_journal(stream: IO[str], environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether what is written to `stream` goes to the journal.
+
+    By `JOURNAL_STREAM` (systemd.exec(5)), or by whose socket it is: systemd before 231 does not set that.
+    """
+    try:
+        number = stream.fileno()
+        status = os.fstat(number)
+        if environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+            return True
+        with socket.socket(fileno=os.dup(number)) as peer:
+            return bool(peer.getpeername() == JOURNAL)
+    except (OSError, ValueError):
+        return False
+
+
+def begin(stream: IO[str]) -> None:
+    """Write the log to `stream` from here on."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(ForJournal() if is_journal(stream) else OneLine())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+
+
+def known() -> dict[str, logging.Logger]:
+    """The daemon's loggers by their name without the program's, as `daemon.vm`; the whole of it is the empty name."""
+    names = (name.removeprefix(f"{ROOT}.") for name in list(logging.root.manager.loggerDict) if name.startswith(f"{ROOT}."))
+    return {"": logging.getLogger(ROOT)} | {name: logging.getLogger(f"{ROOT}.{name}") for name in sorted(names)}
+
+
+def set_level(name: str, level: str) -> None:
+    """Change a logger's level until the daemon ends. Raises `ConfigurationError` for a logger that there is not."""
+    loggers = known()
+    if name not in loggers:
+        allowed = ", ".join(filter(None, loggers))
+        raise ConfigurationError(f"there is no logger {printable(name)[:80]!r}: expected one of {allowed}")
+    log.info("from here on the log of %s is at level %s", name or "everything", level)
+    loggers[name].setLevel(LEVELS[level])
+
+
+def levels() -> dict[str, str]:
+    """The level of the whole log, under the empty name, and of every logger that has one of its own."""
+    named = {number: name for name, number in LEVELS.items()}
+    own = {name: named[logger.level] for name, logger in known().items() if logger.level}
+    return {"": named[logging.getLogger(ROOT).getEffectiveLevel()]} | own

@@ -1,0 +1,64 @@
+"""What updates and verdicts are decided with: one immutable value, so that a reload changes all of it at once or nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from varstore_companion.daemon.config import Settings
+from varstore_companion.files import load_manifest
+from varstore_companion.sources import Loaded, load_bodies
+from varstore_companion.trust.certificates import Bodies
+from varstore_companion.trust.manifest import Certificate, Manifest
+from varstore_companion.trust.plan import Plan, plan
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The manifest, the certificate bodies that were found for it, and `headroom` as for `trust.plan.plan`."""
+
+    manifest: Manifest
+    loaded: Loaded
+    headroom: int | None = None
+
+    @property
+    def bodies(self) -> Bodies:
+        """The certificate bodies by their fingerprint."""
+        return self.loaded.bodies
+
+    @property
+    def required(self) -> tuple[Certificate, ...]:
+        """Every certificate that an update may have to add, once."""
+        return tuple({certificate: None for rule in self.manifest.rules for certificate in rule.required})
+
+    def plan(self, store: bytes) -> Plan:
+        """The update of a store by these rules, as `trust.plan.plan`."""
+        return plan(store, self.manifest, self.bodies, headroom=self.headroom)
+
+    def warnings(self) -> Iterator[str]:
+        """What an operator should know of them, as lines for the log."""
+        for problem in self.loaded.problems:
+            yield f"certificate file {problem}"
+        for certificate in self.required:
+            if certificate.sha256 not in self.bodies:
+                yield f"no source has the body of {certificate.subject}: updates that need it are refused"
+
+    def describe(self) -> str:
+        """Them in a few words."""
+        found = sum(certificate.sha256 in self.bodies for certificate in self.required)
+        room = self.manifest.headroom if self.headroom is None else self.headroom
+        return f"manifest {self.name}, {found} of {len(self.required)} certificates, headroom {room}"
+
+    @property
+    def name(self) -> str:
+        """The manifest's name and revision."""
+        return f"{self.manifest.name} {self.manifest.revision}"
+
+    def origins(self) -> dict[str, str | None]:
+        """For each certificate's name in the manifest the file that its body came from; None where no source has it."""
+        return {certificate.name: self.loaded.origins.get(certificate.sha256) for certificate in self.required}
+
+
+def load(settings: Settings) -> Rules:
+    """Read the files that the settings name. Raises `ConfigurationError`."""
+    manifest = load_manifest(settings.manifest)
+    loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
+    return Rules(manifest, loaded, settings.headroom)

@@ -1,0 +1,499 @@
+"""Guards' sockets taken over in place and given back, over a daemon's life and guards that restart."""
+
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from support import stock
+from support.daemon import Machine, updated, written
+from support.guards import Place
+from support.peer import Refused, greeted
+from support.stock import Varstored
+from support.storemaker import scene
+from varstore_companion.daemon import attachments, interpose, sockets
+from varstore_companion.daemon.attachments import Attachment, interposed
+from varstore_companion.daemon.interpose import beside
+from varstore_companion.daemon.rename import Flag, rename
+from varstore_companion.errors import ConfigurationError
+from varstore_companion.trust.state import CertificatesState
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.messages import Attach, AttachAnswer, Outcome
+
+OK, AVAILABLE, ON_BOOT = CertificatesState
+OLD = scene("ms2011").blob
+
+
+@pytest.fixture
+async def place(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Place]:
+    place = Place(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    yield place
+    nursery.cancel_scope.cancel()
+
+
+def names(place: Place) -> set[str]:
+    return {each.name for each in place.folder.iterdir() if each.is_socket()} - {"control"}
+
+
+def inode(path: Path) -> int:
+    return path.lstat().st_ino
+
+
+async def look(place: Place) -> None:
+    await place.daemon._sockets.look_at_guards()
+
+
+# Taking over
+
+
+async def test_the_guards_socket_is_taken_over_with_its_owner_group_and_mode(place: Place) -> None:
+    guard, server = place.guard(OLD, ON_BOOT)
+    server.path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(server.path, 12, 34)
+    before = server.path.lstat()
+    assert not await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    after = server.path.lstat()
+    assert stat.S_ISSOCK(after.st_mode)
+    assert after.st_ino != before.st_ino
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert inode(beside(server.path)) == before.st_ino
+    assert names(place) == {server.path.name, beside(server.path).name}
+
+
+async def test_a_boot_and_a_write_go_through_the_daemon_to_the_guard(place: Place) -> None:
+    machine, guard, _ = await place.interposed(OLD, ON_BOOT)
+    varstored = Varstored(machine.path, machine.vm)
+    assert await varstored.read() == updated(OLD)
+    await varstored.write(written("all2023", 1))
+    assert guard.model.updates[0] == "yes"
+    assert guard.model.store == written("all2023", 1)
+    assert guard.model.state is OK
+
+
+async def test_of_a_vm_that_runs_already_no_read_is_its_boot(place: Place) -> None:
+    machine, guard, _ = await place.interposed(OLD, ON_BOOT, resume=True)
+    assert await Varstored(machine.path, machine.vm).read() == OLD
+    assert guard.model.updates == []
+
+
+async def test_twice_is_harmless(place: Place) -> None:
+    machine, guard, _ = await place.interposed(OLD, ON_BOOT)
+    ours, theirs = inode(machine.path), inode(beside(machine.path))
+    assert await place.daemon.attach(interposed(machine.vm, machine.path, resume=False))
+    assert (inode(machine.path), inode(beside(machine.path))) == (ours, theirs)
+    for other in (replace(interposed(machine.vm, machine.path, resume=True)), interposed(uuid4(), machine.path, resume=False)):
+        with pytest.raises(Exception, match="attached otherwise"):
+            await place.daemon.attach(other)
+    assert guard.model.updates == []
+    assert await place.daemon.detach(machine.path)
+    assert not await place.daemon.detach(machine.path)
+    assert (inode(machine.path), names(place)) == (theirs, {machine.path.name})
+
+
+async def test_it_is_asked_for_over_the_control_socket_and_listed(place: Place) -> None:
+    guard, server = place.guard(OLD, AVAILABLE)
+    vm, path = guard.model.uuid, bytes(server.path)
+    async with greeted(place.control) as control:
+        assert not (await control.call(Attach(vm, path, interpose=True), AttachAnswer)).already
+        assert (await control.call(Attach(vm, path, interpose=True), AttachAnswer)).already
+    (listed,) = place.daemon.listed()
+    expected = {"interpose": True, "path": str(server.path), "upstream": str(beside(server.path)), "gid": None, "mode": None}
+    assert {key: listed[key] for key in expected} == expected
+
+
+async def test_at_every_moment_the_path_answers(place: Place) -> None:
+    """A varstored that connects at any time, while sockets are taken over and given back, has its call answered."""
+    guard, server = place.guard(OLD, AVAILABLE)
+    attachment = interposed(guard.model.uuid, server.path, resume=True)
+    done, calls = trio.Event(), 0
+
+    def call() -> bytes:
+        # Blocking, as varstored's own: where the guard's queue of two is full, it waits.
+        with socket.socket(socket.AF_UNIX) as connection:
+            for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                connection.setsockopt(socket.SOL_SOCKET, way, struct.pack("@ll", 30, 0))
+            connection.connect(str(server.path))
+            connection.sendall(stock.request(stock.GET, stock.S, stock.V))
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    async def calling() -> None:
+        nonlocal calls
+        while not done.is_set():
+            answer = stock.understand(await trio.to_thread.run_sync(call))
+            assert stock.text_of(answer, "./member/value/struct/member[name='EFI-variables']/value")
+            calls += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(calling)
+        for _ in range(25):
+            assert not await place.daemon.attach(attachment)
+            assert await place.daemon.detach(server.path)
+        done.set()
+    assert calls > 4
+    assert names(place) == {server.path.name}
+
+
+async def test_a_call_under_way_when_its_socket_is_given_back_is_finished(place: Place) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    await Varstored(machine.path, machine.vm).read()
+    held = server.next(method="VM.set_NVRAM_EFI_variables_v2", carry_out=False, held=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Varstored(machine.path, machine.vm).write, written("all2023", 1))
+        await held.reached.wait()
+        assert await place.daemon.detach(machine.path)
+        # The daemon's call is lost; it reads back where the guard is now, and the guest hears that its write failed.
+        nursery.cancel_scope.cancel()
+    assert place.toolstack._guards[machine.vm].path == machine.path
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "link", "dead", "ours", "control", "beside", "relative", "long", "folder"])
+async def test_what_cannot_be_taken_over_is_named_and_nothing_changes(place: Place, what: str) -> None:
+    machine, _, _ = await place.interposed(OLD, AVAILABLE)
+    path = place.folder / what
+    match what:
+        case "file":
+            path.write_text("somebody's")
+        case "link":
+            path.symlink_to(beside(machine.path))
+        case "dead":
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+        case "ours":
+            os.link(machine.path, path)
+        case "control":
+            path = place.control
+        case "beside":
+            path = beside(machine.path)
+        case "relative":
+            path = Path("relative")
+        case "long":
+            path = place.folder / ("x" * (108 - len(".interposed") - len(str(place.folder)) - 1))
+        case "folder":
+            path = place.folder / "missing" / "vm"
+    before = {each: each.lstat() for each in place.folder.iterdir()}
+    listed, saved = place.daemon.listed(), place.saved.read_bytes()
+    async with greeted(place.control) as control:
+        with pytest.raises(Refused) as refused:
+            await control.call(Attach(uuid4(), bytes(place.folder / path), interpose=True), AttachAnswer)
+    assert refused.value.code is ErrorCode.INVALID_ARGUMENT
+    assert str(path.parent if what == "folder" else path) in refused.value.text
+    assert [each["vm"] for each in place.daemon.listed()] == [each["vm"] for each in listed]
+    assert place.saved.read_bytes() == saved
+    assert {each: each.lstat().st_ino for each in place.folder.iterdir()} == {each: was.st_ino for each, was in before.items()}
+
+
+async def test_something_else_beside_the_path_is_left_alone(place: Place) -> None:
+    guard, server = place.guard(OLD, AVAILABLE)
+    beside(server.path).write_text("somebody's")
+    with pytest.raises(ConfigurationError, match=r"\.interposed: exists and is not a socket"):
+        await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    assert beside(server.path).read_text() == "somebody's"
+
+
+async def test_a_list_that_cannot_be_saved_leaves_the_guard_its_socket(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, server = place.guard(OLD, AVAILABLE)
+    before = inode(server.path)
+    with disk_full(monkeypatch), pytest.raises(ConfigurationError, match=r"attached\.json: no room: .* is not attached"):
+        await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    assert (inode(server.path), names(place), place.daemon.listed()) == (before, {server.path.name}, [])
+    machine = Machine(guard.model.uuid, server.path)
+    assert not await place.daemon.attach(interposed(machine.vm, machine.path, resume=False))
+    with disk_full(monkeypatch), pytest.raises(ConfigurationError, match="the next start takes it over: detach it again"):
+        await place.daemon.detach(machine.path)
+    assert (inode(server.path), names(place), place.daemon.listed()) == (before, {server.path.name}, [])
+    assert len(attachments.load(place.saved)) == 1
+    assert not await place.daemon.detach(machine.path)
+    assert attachments.load(place.saved) == ()
+
+
+@contextmanager
+def disk_full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def fail(_path: Path, _kept: object) -> None:
+        raise OSError(28, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attachments, "save", fail)
+        yield
+
+
+# What happens between two steps
+
+
+def at(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Do something right before the names are exchanged."""
+    done = False
+
+    def step(folder: int, old: str, new: str, flag: Flag) -> None:
+        nonlocal done
+        if not done:
+            done = True
+            act()
+        rename(folder, old, new, flag)
+
+    monkeypatch.setattr(interpose, "rename", step)
+
+
+async def test_a_guard_that_makes_its_socket_anew_right_before_the_exchange_is_not_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, server = place.guard(OLD, AVAILABLE)
+
+    def restart() -> None:
+        server.stop()
+        server.listen()
+        place.nursery.start_soon(server.run)
+        server.path.chmod(0o640)
+
+    await wait_all_tasks_blocked()
+    at(monkeypatch, restart)
+    assert not await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    assert stat.S_IMODE(server.path.lstat().st_mode) == 0o640
+    assert (await Machine(guard.model.uuid, server.path).boot()).store == OLD
+
+
+async def test_a_guard_that_makes_its_socket_anew_right_before_it_is_given_back_keeps_the_new_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    at(monkeypatch, server.listen)
+    assert await place.daemon.detach(machine.path)
+    place.nursery.start_soon(server.run)
+    assert names(place) == {server.path.name}
+    assert await Varstored(machine.path, machine.vm).read() == OLD
+
+
+async def test_a_path_that_vanishes_right_before_the_exchange_is_not_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard between its unlink and its bind would otherwise find its address in use."""
+    guard, server = place.guard(OLD, AVAILABLE)
+    at(monkeypatch, server.path.unlink)
+    with pytest.raises(ConfigurationError, match="cannot be interposed: No such file"):
+        await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    assert (names(place), attachments.load(place.saved)) == (set(), ())
+
+
+async def test_a_path_that_becomes_a_link_right_before_the_exchange_stays_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, server = place.guard(OLD, AVAILABLE)
+
+    def swap() -> None:
+        server.path.unlink()
+        server.path.symlink_to(place.control)
+
+    at(monkeypatch, swap)
+    with pytest.raises(ConfigurationError, match="Socket operation on non-socket"):
+        await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    assert server.path.is_symlink()
+    assert not beside(server.path).exists()
+
+
+# Guards that restart
+
+
+async def test_a_guard_that_restarts_is_taken_over_again(
+    place: Place, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    machine, guard, server = await place.interposed(OLD, ON_BOOT)
+    for _ in range(3):
+        server.stop()
+        await wait_all_tasks_blocked()
+        await place.nursery.start(server.run)
+        theirs = inode(machine.path)
+        mock_clock.jump(sockets.WATCH_SECONDS)
+        await wait_all_tasks_blocked()
+        assert inode(machine.path) != theirs
+        assert inode(beside(machine.path)) == theirs
+        # It may have booted straight from the guard meanwhile.
+        assert await Varstored(machine.path, machine.vm).read() == OLD
+        await machine.put(written("ms2011", 1))
+        guard.model.put(OLD, ON_BOOT)
+    assert guard.model.updates == ["no"] * 3
+    assert sum("taken over again" in line for line in caplog.messages) == 3
+    assert (await machine.boot()).outcome is Outcome.UPDATED
+    assert await place.daemon.detach(machine.path)
+    assert (inode(machine.path), names(place)) == (theirs, {machine.path.name})
+
+
+async def test_a_stale_socket_is_never_preferred_to_a_living_one(place: Place) -> None:
+    """The guard restarted while it was not looked at: what is beside the path is its former socket, alive or not."""
+    for lives_on in (False, True):
+        guard, server = place.guard(OLD, AVAILABLE)
+        stale = socket.socket(socket.AF_UNIX)
+        stale.bind(str(beside(server.path)))
+        if lives_on:
+            stale.listen()
+        theirs = inode(server.path)
+        assert not await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+        assert inode(beside(server.path)) == theirs
+        assert (await Machine(guard.model.uuid, server.path).boot()).store == OLD
+        stale.close()
+
+
+async def test_a_guard_that_has_not_begun_to_listen_is_waited_for(place: Place) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    server.stop()
+    await wait_all_tasks_blocked()
+    machine.path.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(machine.path))
+        theirs = inode(machine.path)
+        await look(place)
+        assert inode(machine.path) == theirs
+        bound.listen()
+        await look(place)
+        assert inode(machine.path) != theirs
+    assert inode(beside(machine.path)) == theirs
+
+
+async def test_a_guard_that_ends_its_vm_leaves_nothing_behind(place: Place) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    server.stop()
+    machine.path.unlink()
+    await wait_all_tasks_blocked()
+    assert await place.daemon.detach(machine.path)
+    assert names(place) == set()
+
+
+async def test_a_guard_that_is_away_when_its_socket_is_given_back(place: Place) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    theirs = inode(beside(machine.path))
+    server.stop()
+    await wait_all_tasks_blocked()
+    assert await place.daemon.detach(machine.path)
+    assert (inode(machine.path), names(place)) == (theirs, {machine.path.name})
+
+
+async def test_a_path_that_somebody_removed_is_made_again_before_its_guard(place: Place) -> None:
+    machine, _, _ = await place.interposed(OLD, AVAILABLE)
+    attachment = interposed(machine.vm, machine.path, resume=False)
+    machine.path.unlink()
+    assert not await place.daemon.attach(attachment)
+    assert (await machine.boot()).store == OLD
+    machine.path.unlink()
+    assert await place.daemon.detach(machine.path)
+    assert names(place) == {machine.path.name}
+    assert await Varstored(machine.path, machine.vm).read() == OLD
+
+
+async def test_a_vm_whose_folder_is_gone_is_detached(place: Place) -> None:
+    folder = place.folder / "domain"
+    folder.mkdir()
+    guard, server = place.guard(OLD, AVAILABLE)
+    path = server.path.rename(folder / "vm")
+    assert not await place.daemon.attach(interposed(guard.model.uuid, path, resume=False))
+    for each in folder.iterdir():
+        each.unlink()
+    folder.rmdir()
+    assert await place.daemon.detach(path)
+    assert not await place.daemon.detach(path)
+    assert place.daemon.listed() == []
+
+
+async def test_one_that_waits_for_its_guard_is_detached(tmp_path: Path, nursery: trio.Nursery) -> None:
+    place = Place(tmp_path, nursery)
+    path = tmp_path / "vm"
+    attachments.save(place.saved, [interposed(uuid4(), path, resume=False)])
+    await nursery.start(place.daemon.run)
+    assert names(place) == {beside(path).name}
+    assert await place.daemon.detach(path)
+    assert names(place) == set()
+    nursery.cancel_scope.cancel()
+
+
+async def test_without_descriptors_a_guard_that_restarts_is_taken_over_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE)
+    server.stop()
+    await wait_all_tasks_blocked()
+    await place.nursery.start(server.run)
+    theirs = inode(machine.path)
+    for call in ("open", "chmod", "rename"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os if call != "chmod" else Path, call, _no_room)
+            await look(place)
+        assert inode(machine.path) == theirs
+    assert any("Too many open files" in line for line in caplog.messages)
+    await look(place)
+    assert inode(beside(machine.path)) == theirs
+    assert (await machine.boot()).store == OLD
+
+
+def _no_room(*_given: object, **_named: object) -> None:
+    raise OSError(24, "Too many open files")
+
+
+# Daemons that restart
+
+
+async def test_it_comes_back_after_a_restart(tmp_path: Path, nursery: trio.Nursery) -> None:
+    first = Place(tmp_path, nursery)
+    async with trio.open_nursery() as life:
+        await life.start(first.daemon.run)
+        machine, guard, _ = await first.interposed(OLD, ON_BOOT)
+        theirs = inode(beside(machine.path))
+        await first.daemon.stop()
+        life.cancel_scope.cancel()
+    second = Place(tmp_path, nursery)
+    await nursery.start(second.daemon.run)
+    assert inode(beside(machine.path)) == theirs
+    assert await Varstored(machine.path, machine.vm).read() == OLD
+    assert (await machine.boot()).outcome is Outcome.UPDATED
+    assert guard.model.updates == ["yes"]
+    assert await second.daemon.attach(interposed(machine.vm, machine.path, resume=False))
+    assert await second.daemon.detach(machine.path)
+    assert (inode(machine.path), names(second)) == (theirs, {machine.path.name})
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["dead", "gone"])
+async def test_daemon_and_guard_start_in_either_order(tmp_path: Path, nursery: trio.Nursery, *, there: bool) -> None:
+    place = Place(tmp_path, nursery)
+    guard, server = place.guard(OLD, AVAILABLE)
+    await wait_all_tasks_blocked()
+    server.stop()
+    await wait_all_tasks_blocked()
+    if not there:
+        server.path.unlink()
+    machine = Machine(guard.model.uuid, server.path)
+    attachments.save(place.saved, [interposed(machine.vm, machine.path, resume=False)])
+    await nursery.start(place.daemon.run)
+    assert server.path.exists() is there
+    await nursery.start(server.run)
+    theirs = inode(server.path)
+    await look(place)
+    assert inode(server.path) != theirs
+    assert (await machine.boot()).store == OLD
+    nursery.cancel_scope.cancel()
+
+
+async def test_after_the_host_was_started_anew_a_path_may_be_another_vms(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, nursery)
+    guard, server = place.guard(OLD, AVAILABLE)
+    kept = Attachment(guard.model.uuid, tmp_path / "vm", None, 0o660, resume=False, upstream=server.path)
+    attachments.save(place.saved, [kept, interposed(uuid4(), server.path, resume=False)])
+    monkeypatch.setattr(attachments, "_HOST_START", tmp_path / "start")
+    (tmp_path / "start").write_text("another\n")
+    before = inode(server.path)
+    await nursery.start(place.daemon.run)
+    assert [each["path"] for each in place.daemon.listed()] == [str(kept.path)]
+    assert inode(server.path) == before
+    nursery.cancel_scope.cancel()

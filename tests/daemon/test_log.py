@@ -1,0 +1,172 @@
+"""Log lines: one line each for the journal and for people, without what may be part of a store; levels changed at run time."""
+
+import io
+import logging
+import os
+import socket
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Place
+from support.peer import Refused, greeted
+from support.processes import python_command, python_environment
+from varstore_companion.daemon import log
+from varstore_companion.errors import ConfigurationError
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.observing import Log, LogAnswer, LogLevel
+
+FORGED = "a\nERROR vm=0 forged\r<0>\x1b[31m\u2028red"
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The program's logger; what a test changes of it and those below is taken back."""
+    before = {name: logger.level for name, logger in log.known().items()}
+    yield logging.getLogger(log.ROOT)
+    for name, logger in log.known().items():
+        logger.setLevel(before.get(name, logging.NOTSET))
+
+
+def record(level: int, text: str, error: BaseException | None = None) -> logging.LogRecord:
+    exc = None if error is None else (type(error), error, error.__traceback__)
+    return logging.LogRecord("varstore_companion.daemon.vm", level, "file", 1, "vm=%s %s", ("1234", text), exc)
+
+
+def raised(text: str) -> ValueError:
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [
+        (logging.DEBUG, 7),
+        (logging.INFO, 6),
+        (logging.WARNING, 4),
+        (logging.ERROR, 3),
+        (logging.CRITICAL, 2),
+        (logging.INFO + 5, 6),
+        (5, 7),
+    ],
+)
+def test_the_journal_gets_a_priority_and_no_level(level: int, priority: int) -> None:
+    assert log.ForJournal().format(record(level, "text")) == f"<{priority}>vm=1234 text"
+
+
+def test_people_get_the_level() -> None:
+    assert log.OneLine().format(record(logging.WARNING, "text")) == "WARNING vm=1234 text"
+
+
+@pytest.mark.parametrize("formatter", [log.OneLine(), log.ForJournal()], ids=["people", "journal"])
+def test_a_record_is_one_line_whatever_it_says(formatter: logging.Formatter) -> None:
+    line = formatter.format(record(logging.INFO, FORGED))
+    assert line.isprintable()
+    assert line.count("forged") == 1
+
+
+def test_no_line_of_a_traceback_can_be_taken_for_another_record() -> None:
+    error = raised(FORGED)
+    lines = log.OneLine().format(record(logging.ERROR, "met a bug", error)).split("\n")
+    assert lines[0] == "ERROR vm=1234 met a bug"
+    assert len(lines) > 3
+    assert all(line.startswith("| ") and line.isprintable() for line in lines[1:])
+    lines = log.ForJournal().format(record(logging.ERROR, "met a bug", error)).split("\n")
+    assert lines[0] == "<3>vm=1234 met a bug"
+    assert all(line.startswith("<3>| ") and line.isprintable() for line in lines[1:])
+
+
+@pytest.mark.parametrize("text", [b64encode(bytes(range(256)) * 300).decode(), bytes(range(256)).hex(), "A" * 97])
+def test_what_may_be_a_store_or_a_key_is_left_out(text: str) -> None:
+    for shown in (
+        log.OneLine().format(record(logging.INFO, f"xapi said: INVALID_VALUE {text} end")),
+        log.OneLine().format(record(logging.ERROR, "met a bug", raised(f"<value>{text}</value>"))),
+    ):
+        assert text[:40] not in shown
+        assert f"[{len(text):,} characters]" in shown
+
+
+def test_digests_uuids_and_paths_stay() -> None:
+    text = f"{'0f' * 32} 11111111-2222-3333-4444-555555555555 /var/run/xen/varstored-root-7/{'vm' * 30}.sock {'sha512' * 16}"
+    assert log.clean(text) == text
+
+
+def test_a_line_has_an_end() -> None:
+    assert len(log.clean("word " * 100_000)) == log.LINE
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_the_journal_is_told_by_its_device_and_inode(journal: bool, tmp_path: Path) -> None:
+    path = tmp_path / "stderr"
+    code = "import logging, sys\nfrom varstore_companion.daemon import log\nlog.begin(sys.stderr)\nlogging.info('vm=1 text')\n"
+    with path.open("wb") as stderr:
+        status = os.fstat(stderr.fileno())
+        stream = f"{status.st_dev}:{status.st_ino}" if journal else f"{status.st_dev}:{status.st_ino + 1}"
+        subprocess.run(
+            python_command(code), stderr=stderr, env={**python_environment(), "JOURNAL_STREAM": stream}, check=True, timeout=60
+        )
+    assert path.read_text() == ("<6>vm=1 text\n" if journal else "INFO vm=1 text\n")
+
+
+def test_no_variable_or_no_descriptor_is_no_journal() -> None:
+    assert not log.is_journal(sys.stderr, {})
+    assert not log.is_journal(sys.__stderr__ or sys.stderr, {"JOURNAL_STREAM": "nonsense"})
+    assert not log.is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})
+
+
+@pytest.mark.parametrize("name", ["journal", "other"])
+def test_an_older_systemds_journal_is_told_by_its_socket(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "JOURNAL", str(tmp_path / "journal"))
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as stream:
+        listener.bind(str(tmp_path / name))
+        listener.listen()
+        stream.connect(str(tmp_path / name))
+        with stream.makefile("w") as text:
+            assert log.is_journal(text, {}) is (name == "journal")
+        # It was only looked at.
+        assert stream.fileno() >= 0
+        stream.sendall(b"x")
+
+
+def test_levels_are_changed_and_given_back(root: logging.Logger) -> None:
+    vm, writer = (logging.getLogger(f"{log.ROOT}.daemon.{name}") for name in ("vm", "writer"))
+    log.set_level("", "warning")
+    assert not vm.isEnabledFor(logging.INFO)
+    log.set_level("daemon.vm", "debug")
+    assert vm.isEnabledFor(logging.DEBUG)
+    assert not writer.isEnabledFor(logging.INFO)
+    assert log.levels() == {"": "warning", "daemon.vm": "debug"}
+    log.set_level("daemon", "error")
+    assert not writer.isEnabledFor(logging.WARNING)
+    for name in ("daemon.vm", "daemon", ""):
+        log.set_level(name, "inherit")
+    assert root.level == vm.level == logging.NOTSET
+
+
+def test_a_logger_that_there_is_not_is_refused_and_not_made() -> None:
+    before = len(logging.root.manager.loggerDict)
+    for name in ("daemon.none", "trio", "varstore_companion.daemon.vm", "x" * 64, "\n"):
+        with pytest.raises(ConfigurationError, match=r"expected one of daemon, .*daemon\.vm"):
+            log.set_level(name, "debug")
+    assert len(logging.root.manager.loggerDict) == before
+
+
+async def test_over_the_control_socket(place: Place, root: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    async with greeted(place.control) as control:
+        assert "daemon.vm" not in (await control.call(Log(), LogAnswer)).json
+        with caplog.at_level(logging.INFO):
+            answer = await control.call(Log(LogLevel.DEBUG, "daemon.vm"), LogAnswer)
+        assert '"daemon.vm": "debug"' in answer.json
+        assert caplog.messages == ["from here on the log of daemon.vm is at level debug"]
+        with pytest.raises(Refused) as caught:
+            await control.call(Log(LogLevel.DEBUG, "no such"), LogAnswer)
+        assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+        await control.call(Log(LogLevel.ERROR, ""), LogAnswer)
+        assert root.level == logging.ERROR
+        assert '"": "error"' in (await control.call(Log(LogLevel.INHERIT, "daemon.vm"), LogAnswer)).json
