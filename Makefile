@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# For each thing that `make fuzz` fuzzes.
+FUZZ_SECONDS ?= 60
 
 # Of `make install`. DESTDIR is where a package is put together; PIPFLAGS goes to pip, as --no-index --find-links=FOLDER.
 DESTDIR :=
@@ -17,7 +19,7 @@ CONFIG_DIR := $(SYSCONFDIR)/varstore-companion
 UNITS := varstore-companion.service varstore-companion.socket
 PROGRAMS := varstore-companion:main varstore-nvram-certcheck:certcheck
 
-.PHONY: demo test lint bench clean install uninstall
+.PHONY: demo test lint bench fuzz clean install uninstall
 
 demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
@@ -32,6 +34,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@$(BIN)/python -I tests/benchmarks/run.py
+
+fuzz: $(VENV)/.test
+	@PYTHON=$(CURDIR)/$(BIN)/python nice protocol/c/fuzz/run $(FUZZ_SECONDS)
 
 # The program has a virtual environment of its own: nothing of the host's Python is changed.
 install:

@@ -144,7 +144,7 @@ def test_list_asks_until_there_is_no_more(run: Run, path: Path) -> None:
     with server(path, answering(answer, asked)):
         done = run("list", "--control", path)
     assert [line.split("\t") for line in done.text.splitlines()] == [
-        [str(VM), each, "-", "ok", "-", "0", "-"] for each in ("/a", "/b", "/c")
+        [str(VM), each, "-", "ok", "-", "0", "-", "-"] for each in ("/a", "/b", "/c")
     ]
     assert [each.after for each in asked if isinstance(each, messages.List)] == [None, b"/a", b"/b"]
 

@@ -74,7 +74,8 @@ def test_a_mark_and_what_becomes_of_it(run: Run, running: Daemon, vm: Vm) -> Non
     status = run("status", "--json", *control).json
     assert (status["manifest"], status["mode"], status["reload_failed"]) == ("own 3", "direct", None)
     (known,) = status["vms"]
-    assert (known["vm"], known["report"], known["field"], known["last_verdict"]) == (str(vm.uuid), "ok", "ok", "no")
+    assert (known["vm"], known["delivery"], known["last_verdict"]) == (str(vm.uuid), "direct", "no")
+    assert (known["report"], known["field"]) == ("ok", "ok")
     assert (known["certcheck_saved"], known["last_update"]["outcome"]) == (4, "updated")
     one = run("status", "--vm", vm.uuid, "--json", *control).json
     assert [(each["occasion"], each["verdict"], each["count"]) for each in one["verdicts"]] == [
@@ -82,7 +83,7 @@ def test_a_mark_and_what_becomes_of_it(run: Run, running: Daemon, vm: Vm) -> Non
         ("write", "no", 3),
     ]
     lines = run("status", *control).text.splitlines()
-    assert any(line.startswith(f"{vm.uuid}\tok\tok\tno\t4\t") and line.endswith("updated") for line in lines)
+    assert any(line.startswith(f"{vm.uuid}\tdirect\tok\tok\tno\t4\t") and line.endswith("updated") for line in lines)
     lines = run("status", "--vm", vm.uuid, *control).text.splitlines()
     assert any("\t3\twrite\tno\tPK, KEK and db are unchanged" in line for line in lines)
     code, shown = on_terminal("status", *control)

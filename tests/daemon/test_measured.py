@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from support.memory_toolstack import Call, MemoryToolstack
+from varstore_companion.daemon.limits import Gate
 from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.stats import CALLS, FAILURES, Stats
 from varstore_companion.errors import (
@@ -54,7 +55,7 @@ def counts(stats: Stats) -> dict[str, int]:
 @pytest.mark.parametrize("name", CALLS)
 async def test_each_call_is_handed_on_and_timed(name: Call, inner: MemoryToolstack, autojump_clock: MockClock) -> None:
     stats = Stats()
-    measured = MeasuredToolstack(inner, stats)
+    measured = MeasuredToolstack(inner, stats, Gate(lambda: 0))
     assert measured.name == "memory"
     hang = inner.hang_next(name)
     async with trio.open_nursery() as nursery:
@@ -72,7 +73,7 @@ async def test_each_call_is_handed_on_and_timed(name: Call, inner: MemoryToolsta
 
 
 async def test_values_go_through(inner: MemoryToolstack) -> None:
-    measured = MeasuredToolstack(inner, Stats())
+    measured = MeasuredToolstack(inner, Stats(), Gate(lambda: 0))
     assert (await measured.read(VM)).store == b"store"
     assert await measured.write(VM, b"new", Update.UNSPECIFIED, expected=0) == 1
     with pytest.raises(ToolstackConflictError):
@@ -86,7 +87,7 @@ async def test_each_failure_is_counted_as_what_it_is(name: Call, kind: str, inne
     stats = Stats()
     inner.fail_next(name, ERRORS[kind])
     with pytest.raises(type(ERRORS[kind])):
-        await call(MeasuredToolstack(inner, stats), name)
+        await call(MeasuredToolstack(inner, stats, Gate(lambda: 0)), name)
     assert {each for each, kinds in stats.call_failures.items() if any(kinds.values())} == {name}
     assert stats.call_failures[name] == {each: int(each == kind) for each in FAILURES}
     assert counts(stats)[name] == 1
@@ -96,7 +97,7 @@ async def test_a_call_that_is_cancelled_is_timed_and_is_no_failure(inner: Memory
     stats = Stats()
     inner.hang_next("read")
     with trio.move_on_after(7):
-        await MeasuredToolstack(inner, stats).read(VM)
+        await MeasuredToolstack(inner, stats, Gate(lambda: 0)).read(VM)
     assert stats.call_seconds["read"].total == pytest.approx(7)
     assert not any(stats.call_failures["read"].values())
     assert autojump_clock.current_time() == pytest.approx(7)

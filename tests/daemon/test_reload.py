@@ -215,12 +215,17 @@ async def test_a_boot_under_way_stores_what_it_planned(files: Files) -> None:
         nursery.start_soon(boot)
         await hang.reached.wait()
         files.change_manifest(sha256(own_rules.certificate(own_rules.NEW)).hexdigest(), "5a" * 32)
+        files.change_manifest("revision = 3", "revision = 4")
         assert (await files.reloader.reload()).error is None
         hang.release.set()
     assert (answers[0].outcome, answers[0].store) == (Outcome.UPDATED, own_rules.store(updated=True))
+    lines, _ = await files.place.host.history.read(machine.vm)
+    assert [(line.event.what, line.event.manifest) for line in lines] == [("updated", "own 3")]
     # The next one is planned with what is in force now: a certificate that nobody has.
     other = await files.place.machine(own_rules.store(), ON_BOOT, name="other.sock")
     assert (await other.boot()).outcome is Outcome.FAILED
+    lines, _ = await files.place.host.history.read(other.vm)
+    assert [(line.event.what, line.event.manifest) for line in lines] == [("update_failed", "own 4")]
 
 
 async def test_reports_made_with_other_rules_are_not_shown(files: Files) -> None:

@@ -11,6 +11,7 @@ from support.daemon import Machine, Place, written
 from support.peer import Peer, Refused, connect
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.acceptor import Acceptor
+from varstore_companion.daemon.limits import VM_BYTES
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.daemon.session import CHUNK, Session
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
@@ -187,10 +188,30 @@ async def test_what_a_vm_can_make_the_daemon_hold_is_bounded(place: Place) -> No
         held = [len(session._connection._buffer) for session in sessions]
         assert len(held) == VM_CONNECTIONS
         assert max(held) <= HEADER_BYTES + MAX_PAYLOAD + CHUNK
-        for peer in peers:
-            await peer.raw.aclose()
+        # One is read on to its end, the others only until they have what each may have.
+        assert VM_BYTES <= sum(held) == place.host.in_flight.total <= VM_BYTES + MAX_PAYLOAD + VM_CONNECTIONS * CHUNK
+        nursery.cancel_scope.cancel()
+    for peer in peers:
+        await peer.raw.aclose()
     await wait_all_tasks_blocked()
     assert acceptor(place, machine).connections == 0
+    assert place.host.in_flight.total == 0
+
+
+async def test_a_connection_that_hoards_leaves_room_for_the_others_of_its_vm(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    largest = build_frame(0x0042, 9, bytes(MAX_PAYLOAD))
+    hoarders = [await connect(machine.path, machine.vm) for _ in range(VM_CONNECTIONS - 1)]
+    async with trio.open_nursery() as nursery:
+        for hoarder in hoarders:
+            await hoarder.hello()
+            nursery.start_soon(hoarder.raw.send_all, largest[:-1])
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            assert (await machine.put(written("ms2011", 1))).verdict is Verdict.NO
+        nursery.cancel_scope.cancel()
+    for hoarder in hoarders:
+        await hoarder.raw.aclose()
 
 
 # Confused

@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from support.memory_toolstack import MemoryToolstack
 from support.notify import Manager
 from varstore_companion.daemon import watch
+from varstore_companion.daemon.limits import Gate
 from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.daemon.systemd import Service
@@ -81,7 +82,7 @@ def service(manager: Manager, watchdog: float | None = 30.0) -> Service:
 async def test_it_is_fed_three_times_in_its_time(
     manager: Manager, memory: MemoryToolstack, mock_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(look_after, service(manager, 15.0), Daemon(MeasuredToolstack(memory, Stats())))
+    nursery.start_soon(look_after, service(manager, 15.0), Daemon(MeasuredToolstack(memory, Stats(), Gate(lambda: 0))))
     for _ in range(10):
         await wait_all_tasks_blocked()
         assert news(manager) == [{"WATCHDOG": "1"}]
@@ -92,7 +93,7 @@ async def test_it_is_fed_three_times_in_its_time(
 async def test_the_status_is_told_when_it_is_another(
     manager: Manager, memory: MemoryToolstack, mock_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    daemon = Daemon(MeasuredToolstack(memory, Stats()))
+    daemon = Daemon(MeasuredToolstack(memory, Stats(), Gate(lambda: 0)))
     nursery.start_soon(look_after, service(manager, None), daemon)
     for line, told in [("fine", []), ("better", [{"STATUS": "better"}]), ("better", [])]:
         daemon.status_line = line
@@ -106,7 +107,7 @@ async def test_a_toolstack_that_hangs_and_is_left_is_none_of_ours(
     manager: Manager, memory: MemoryToolstack, mock_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """As a guard does: each call is given up at its deadline, and another one follows."""
-    toolstack = MeasuredToolstack(memory, Stats())
+    toolstack = MeasuredToolstack(memory, Stats(), Gate(lambda: 0))
     nursery.start_soon(look_after, service(manager), Daemon(toolstack))
     fed = 0
     for _ in range(20):
@@ -137,7 +138,7 @@ async def test_a_call_that_cannot_be_left_ends_the_feeding(
     call: Literal["read", "write", "mark", "alert"],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    toolstack = MeasuredToolstack(memory, Stats())
+    toolstack = MeasuredToolstack(memory, Stats(), Gate(lambda: 0))
     nursery.start_soon(look_after, service(manager), Daemon(toolstack))
     hang = memory.hang_next(call)
 
@@ -173,7 +174,7 @@ async def test_a_call_that_cannot_be_left_ends_the_feeding(
 
 
 async def test_a_call_that_fails_is_over(memory: MemoryToolstack, mock_clock: MockClock) -> None:
-    toolstack = MeasuredToolstack(memory, Stats())
+    toolstack = MeasuredToolstack(memory, Stats(), Gate(lambda: 0))
     memory.fail_next("read", ToolstackUnavailableError("away"))
     with pytest.raises(ToolstackUnavailableError):
         await toolstack.read(VM)
@@ -195,7 +196,7 @@ async def test_a_system_without_threads_ends_the_feeding_and_not_the_daemon(
 
     with monkeypatch.context() as patch:
         patch.setattr(trio.to_thread, "run_sync", no_thread)
-        nursery.start_soon(look_after, service(manager), Daemon(MeasuredToolstack(memory, Stats())))
+        nursery.start_soon(look_after, service(manager), Daemon(MeasuredToolstack(memory, Stats(), Gate(lambda: 0))))
         await wait_all_tasks_blocked()
         assert news(manager) == []
         assert "can't start new thread" in caplog.text
@@ -220,7 +221,7 @@ async def test_threads_that_do_not_run_end_the_feeding_and_others_that_hang_do_n
             if whose != "ours":
                 nursery.start_soon(trio.to_thread.run_sync, lambda: release.wait(60))
             await wait_all_tasks_blocked()
-            nursery.start_soon(look_after, service(manager), Daemon(MeasuredToolstack(memory, Stats())))
+            nursery.start_soon(look_after, service(manager), Daemon(MeasuredToolstack(memory, Stats(), Gate(lambda: 0))))
             if whose == "ours":
                 for _ in range(10):
                     await wait_all_tasks_blocked()

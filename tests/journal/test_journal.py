@@ -152,11 +152,11 @@ async def test_what_is_on_the_disk_is_bounded_by_what_waits(folder: Path) -> Non
             most_live = 10 * 24_576 + 61_440
             assert journal.bytes_on_disk <= 2 * most_live + 2 * segment + 61_440 + PAGE
         await until(lambda: journal.bytes_on_disk <= 2 * journal.bytes_live + segment)
-        assert size(folder) == journal.bytes_on_disk
         assert list(journal.entries()) == [*kept, last]
         assert segments(folder)[0] != "00000001.segment"
         for entry in kept:
             assert sha256(await journal.load(entry)).digest() == entry.digest
+    assert size(folder) == journal.bytes_on_disk
     found = Journal(folder).open()
     assert [(each.vm, each.sequence, each.digest) for each in found.entries] == [
         (each.vm, each.sequence, each.digest) for each in [*kept, last]
@@ -217,6 +217,17 @@ async def test_the_bound(folder: Path) -> None:
         assert entry is not None
         await journal.done(entry)
         await journal.append(vm(10), b"", (), 0.0)
+
+
+async def test_over_a_bound_that_was_lowered_what_waits_can_be_superseded(folder: Path) -> None:
+    async with running(folder) as journal:
+        for number in range(4):
+            await journal.append(vm(number), bytes(32_000), (), 0.0)
+    async with running(folder, total=2 * 32_768) as journal:
+        assert journal.bytes_live == 4 * 32_768
+        await journal.append(vm(1), bytes(32_000), (), 1.0)
+        with pytest.raises(JournalFullError):
+            await journal.append(vm(1), bytes(33_000), (), 1.0)
 
 
 async def test_what_waits_to_be_written_counts(folder: Path) -> None:

@@ -245,6 +245,26 @@ async def test_nothing_is_removed_while_what_failed_cannot_be_taken_back(folder:
     assert [entry.vm for entry in Journal(folder).open().entries] == [vm(2)]
 
 
+async def test_nothing_is_copied_while_what_failed_cannot_be_taken_back(folder: Path) -> None:
+    """The end that failed may be on the disk. Before a copy of its store it would go first, and the store come back."""
+    disk = Failing()
+    async with running(folder, disk=disk, segment=20_000) as journal:
+        kept = await journal.append(vm(1), b"kept" * 1_000, (), 0.0)
+        first = segments(folder)[0]
+        disk.failing = {"sync", "cut"}
+        with pytest.raises(JournalError):
+            await journal.done(kept)
+        disk.failing = {"cut"}
+        for number in range(10):
+            await journal.append(vm(2), b"%d" % number * 10_000, (), 0.0)
+        assert [name for name in segments(folder) if b"kept" in (folder / name).read_bytes()] == [first]
+        disk.failing = set()
+        await journal.append(vm(2), b"last", (), 0.0)
+        await until(lambda: first not in segments(folder))
+        assert await journal.load(kept) == b"kept" * 1_000
+    assert [entry.vm for entry in Journal(folder).open().entries] == [vm(1), vm(2)]
+
+
 async def test_an_end_is_tried_twice(folder: Path) -> None:
     """In another file: a file that fails keeps no VM's entry for ever."""
     disk = Failing()
@@ -316,6 +336,17 @@ async def test_a_file_that_cannot_be_read_is_put_aside_whole(folder: Path) -> No
     found = Journal(folder).open()
     assert [each.vm for each in found.entries] == [vm(2), vm(3), vm(1)]
     assert found.entries[2].digest == entry.digest
+
+
+async def test_the_number_of_what_is_put_aside_is_not_used_again(folder: Path) -> None:
+    """Or a person who puts the repaired file back would overwrite another."""
+    aside = folder / "damaged"
+    aside.mkdir(parents=True)
+    (aside / "00000007.segment").write_bytes(b"?")
+    (aside / "00000003-00001000-00000001-0123456789abcdef").write_bytes(b"?")
+    async with running(folder) as journal:
+        await journal.append(vm(1), b"store", (), 0.0)
+        assert segments(folder) == ["00000008.segment"]
 
 
 async def test_what_goes_bad_later_is_found_when_it_is_read(folder: Path) -> None:

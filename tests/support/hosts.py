@@ -5,6 +5,7 @@ from pathlib import Path
 
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.rules import Rules
+from varstore_companion.daemon.staging import Staging
 from varstore_companion.journal.backups import Backups
 from varstore_companion.journal.history import History
 from varstore_companion.journal.journal import Journal
@@ -25,12 +26,15 @@ def host_in(
     """A host whose journal has been opened; nobody runs it yet."""
     opened = journal(folder / "journal")
     opened.open()
-    return Host(
+    staging = Staging(folder / "updates-paused.json", lambda: host.rules.limits, now)
+    host = Host(
         toolstack,
         rules,
         backups(folder / "backups"),
         history(folder / "history"),
         opened,
+        staging,
         now,
         upstreams=upstreams,
     )
+    return host

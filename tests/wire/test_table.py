@@ -20,6 +20,7 @@ ENUMS = {
     "Verdict": "verdict",
     "Durable": "durable",
     "LogLevel": "log_level",
+    "UpdatesAction": "updates_action",
 }
 
 

@@ -13,6 +13,7 @@ from support.wire_vectors import (
     message_class,
     message_of,
     open_pair,
+    table_fields,
     vectors,
 )
 from varstore_companion.wire.codec import encode
@@ -197,6 +198,16 @@ def test_every_optional_field_is_there_once_and_absent_once() -> None:
             for field in message[form]:
                 present = {field["name"] in fields for fields in have}
                 assert present == ({True} if field["required"] else {True, False}), (message["name"], form, field)
+
+
+def test_what_every_server_has_to_answer_is_told() -> None:
+    for exchange in EXCHANGES:
+        assert exchange["server"] in {"any", "scripted"}
+        for step in exchange["steps"]:
+            names = {field["name"] for field in table_fields(step["message"], step["form"])}
+            assert ("checked" in step) is (step["from"] == "server")
+            assert set(step.get("checked", "").split()) <= names
+            assert exchange["server"] == "any" or not step.get("checked")
 
 
 def test_names_are_unique() -> None:

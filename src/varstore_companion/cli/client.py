@@ -34,12 +34,16 @@ class ConnectError(CompanionError):
 
 
 class RequestFailedError(CompanionError):
-    """The daemon answered with an error. `code` is one of the protocol's, or a number from a later version."""
+    """The daemon answered with an error. `code` is one of the protocol's, or a number from a later version.
 
-    def __init__(self, code: int, text: str) -> None:
+    `try_again`: the same request may succeed later.
+    """
+
+    def __init__(self, code: int, text: str, *, try_again: bool) -> None:
         super().__init__(code, text)
         self.code = code
         self.text = text
+        self.try_again = try_again
 
     @property
     def name(self) -> str:
@@ -99,7 +103,7 @@ class Client:
                     if isinstance(event.message, AnswerMessage):
                         return event.message
                 elif isinstance(event, Failure):
-                    raise RequestFailedError(event.error.code, event.error.text)
+                    raise RequestFailedError(event.error.code, event.error.text, try_again=event.error.try_again)
                 else:
                     raise ConnectError(f"{self._path}: the daemon closed the connection")
             try:

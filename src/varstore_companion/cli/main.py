@@ -31,6 +31,7 @@ COMMANDS = {
     "stats": "show what the daemon has counted and timed, also for Prometheus",
     "log": "change what the running daemon logs",
     "reload": "have the daemon read manifest, certificates and headroom again",
+    "updates": "pause or resume updates at boot on this host, or show what is in force",
     "config": "see whether the daemon could use its settings (config check)",
     "vm": "look at and change the VMs of the embedded toolstack",
     "demo": "tell the whole story on the embedded toolstack, in a temporary folder",

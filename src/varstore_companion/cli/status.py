@@ -20,8 +20,8 @@ EXAMPLES = """\
 Without --vm it shows the totals, and then of each attached VM what the daemon last saw; with it, one VM after a look at the
 toolstack, and the last verdicts on its store."""
 
-_COLUMNS = ("report", "field", "last_verdict", "certcheck_saved")
-_TIMES = frozenset({"started_at", "rules_loaded_at", "at"})
+_COLUMNS = ("delivery", "report", "field", "last_verdict", "certcheck_saved")
+_TIMES = frozenset({"started_at", "rules_loaded_at", "oldest_at", "at"})
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -56,12 +56,11 @@ def main(arguments: list[str]) -> ExitCode:
 
 
 def _rows(key: str, value: object) -> Iterator[tuple[str, str]]:
-    name = key.replace("_", " ")
     if isinstance(value, dict):
         for inner, entry in value.items():
-            yield f"{name} {inner}", _text(entry, inner)
+            yield f"{key} {inner}".replace("_", " "), _text(entry, inner)
     else:
-        yield name, _text(value, key)
+        yield key.replace("_", " "), _text(value, key)
 
 
 def _vms(client: Client) -> list[dict[str, Any]]:

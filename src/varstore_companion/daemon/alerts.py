@@ -13,6 +13,7 @@ from varstore_companion.wire.limits import MAX_TEXT
 UPDATED = "VM_SECURE_BOOT_CERTIFICATES_UPDATED"
 UPDATE_FAILED = "VM_SECURE_BOOT_CERTIFICATES_UPDATE_FAILED"
 STORE_DAMAGED = "VM_SECURE_BOOT_STORE_DAMAGED"
+UPDATES_PAUSED = "VM_SECURE_BOOT_CERTIFICATES_UPDATES_PAUSED"
 SET_ASIDE = "VM_NVRAM_WRITE_SET_ASIDE"
 SECURE_BOOT_FAILED = "VM_SECURE_BOOT_FAILED"
 SECURE_BOOT_FAILED_TEXT = "The VM failed to pass Secure Boot verification."
@@ -62,6 +63,13 @@ def set_aside(vm: UUID, backup: str, reason: str) -> Alert:
     what = f"VM {vm}: changes to its UEFI variables that were acknowledged while the toolstack was away were not brought to it:"
     todo = f"They are kept as backup {backup}; if they are what the VM should have, restore that while it is off."
     return Alert(SET_ASIDE, 2, f"{what} {clip(printable(reason), MAX_TEXT)}. {todo}")
+
+
+def updates_paused(vm: UUID, reason: str) -> Alert:
+    """Nothing is updated any more on this host. `vm`: the last one of those that had trouble."""
+    what = f"Host of VM {vm}: updates of Secure Boot certificates at boot are paused: {clip(printable(reason), MAX_TEXT)}."
+    todo = "Marked VMs boot with what they have and stay marked, until `varstore-companion updates resume` on that host."
+    return Alert(UPDATES_PAUSED, 2, f"{what} {todo}")
 
 
 class Told:

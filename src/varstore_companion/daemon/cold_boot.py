@@ -12,6 +12,7 @@ from varstore_companion.daemon import alerts
 from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.keeping import back_up
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.upstream import Upstream
 from varstore_companion.daemon.verdicts import Occasion
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
@@ -34,6 +35,8 @@ from varstore_companion.wire.limits import MAX_TEXT
 
 log = logging.getLogger(__name__)
 
+UPDATE_SECONDS = 9.0
+"""Of a boot's time, that an update must have left when its turn comes."""
 DELIVER_SECONDS = 8.0
 """Of a boot's time, for bringing a journaled store to the toolstack first."""
 RETRY_SECONDS = 0.25
@@ -73,7 +76,7 @@ class LastUpdate:
 class ColdBoot:
     """The caller sees to it that no write of the VM's own comes meanwhile."""
 
-    __slots__ = ("_backlog", "_host", "_upstream", "_uuid", "last_update")
+    __slots__ = ("_backlog", "_host", "_upstream", "_uuid", "_was_updated", "last_update")
 
     def __init__(self, uuid: UUID, host: Host, upstream: Upstream, backlog: Backlog) -> None:
         self._uuid = uuid
@@ -81,12 +84,14 @@ class ColdBoot:
         self._upstream = upstream
         self._backlog = backlog
         self.last_update: LastUpdate | None = None
+        self._was_updated = False
 
     async def answer(self, deadline: float) -> Boot:
         """The answer, with the update if one is marked, within `deadline` (trio's clock), which the caller enforces.
 
         Raises `ToolstackError` only when the store itself cannot be had: an update that fails never does (invariant 5).
         """
+        self._was_updated = False
         waits = await self._deliver_first(deadline)
         if waits is not None:
             return await self._boot_from_journal(waits)
@@ -150,6 +155,8 @@ class ColdBoot:
                 # Whatever a guest's store leads to here, the VM boots (invariant 5).
                 log.exception("vm=%s the boot met a bug, and goes on with the store as it was", self._uuid)
                 self._upstream.known = None
+                if record.state is CertificatesState.UPDATE_ON_BOOT:
+                    self._trouble("an error inside the daemon: see its log")
                 return self._give_up(record, record.store, "an error inside the daemon: see its log")
         raise AssertionError("the last decision gives up")
 
@@ -172,44 +179,83 @@ class ColdBoot:
 
     async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
-        planned = self._plan(store)
+        staging = self._host.staging
+        rules = self._host.rules
+        planned = rules.plan(store)
+        if planned.refused is not None:
+            return self._failed(record, store, planned.refused, rules)
+        has_turn = False
+        with trio.move_on_at(deadline - UPDATE_SECONDS):
+            await staging.gate.enter()
+            has_turn = True
+        if not has_turn:
+            return self._held_back(record, store, "too many VMs are being updated at once")
+        try:
+            if staging.paused is not None:
+                return self._held_back(record, store, f"updates are paused on this host: {staging.paused.reason}")
+            return await self._carry_out(planned, rules, record, store, deadline)
+        finally:
+            staging.gate.leave()
+
+    async def _carry_out(self, planned: Plan, rules: Rules, record: VmRecord, store: bytes, deadline: float) -> Boot:
         backup: str | None = None
         try:
-            if planned.refused is not None:
-                raise _UpdateFailedError(planned.refused)
             if planned.changes:
                 backup = await self._back_up(store, planned, deadline)
             generation = await self._upstream.store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
         except ToolstackConflictError:
             raise
         except (CompanionError, OSError) as error:
-            return self._failed(record, store, str(error))
+            self._trouble(str(error))
+            return self._failed(record, store, str(error), rules)
         self._upstream.see(VmRecord(planned.store, CertificatesState.OK, generation))
         if not planned.changes:
             log.info("vm=%s marked, and nothing to do: the mark is ended", self._uuid)
             self._remember(BootOutcome.NOTHING_TO_DO, None)
-            self._host.note(self._uuid, What.NOTHING_TO_DO, store)
+            self._host.note(self._uuid, What.NOTHING_TO_DO, store, rules=rules)
             return Boot(planned.store, generation, BootOutcome.NOTHING_TO_DO)
         self._host.stats.updates += 1
+        self._host.staging.succeeded()
+        self._was_updated = True
         changes = alerts.describe_changes(planned)
         log.info("vm=%s updated at boot: %s (%d to %d bytes)", self._uuid, changes, planned.bytes_before, planned.bytes_after)
         self._remember(BootOutcome.UPDATED, None)
-        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes)
+        self._host.note(self._uuid, What.UPDATED, store, planned.store, backup=backup, detail=changes, rules=rules)
         self._host.alert(self._uuid, alerts.updated(self._uuid, planned))
         return Boot(planned.store, generation, BootOutcome.UPDATED)
+
+    def secure_boot_failed(self) -> None:
+        """The guest failed Secure Boot verification: with the certificates it has just got, or as it always would have."""
+        if self._was_updated:
+            reason = self._host.staging.broken(self._uuid)
+            if reason is not None:
+                self._host.updates_paused(self._uuid, reason)
+
+    def _trouble(self, reason: str) -> None:
+        """Count a failure that is not of the store's own making."""
+        paused = self._host.staging.failed(self._uuid, clip(printable(reason), MAX_TEXT))
+        if paused is not None:
+            self._host.updates_paused(self._uuid, paused)
+
+    def _held_back(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+        """Not updated this time, and nothing failed: the operator knows of it."""
+        self._host.stats.updates_held_back += 1
+        log.warning("vm=%s is not updated at this boot and stays marked: %s", self._uuid, reason)
+        self._remember(BootOutcome.FAILED, reason)
+        return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
     async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> str:
         with trio.move_on_at(deadline - READ_BACK_SECONDS):
             return await back_up(self._host, self._uuid, store, planned, Why.UPDATE)
         raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
-    def _failed(self, record: VmRecord, store: bytes, reason: str) -> Boot:
+    def _failed(self, record: VmRecord, store: bytes, reason: str, rules: Rules | None = None) -> Boot:
         # It goes into the log, the list and the answer, and a guest's store can make it long.
         reason = clip(printable(reason), MAX_TEXT)
         self._host.stats.updates_failed += 1
         log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
-        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason)
+        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
         self._host.alert(self._uuid, alerts.update_failed(self._uuid, reason))
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
@@ -236,9 +282,6 @@ class ColdBoot:
         verdict = None if outcome is BootOutcome.FAILED else Update.YES
         reason = outcome.value if detail is None else f"{outcome.value}: {detail}"
         self._upstream.verdicts.add(now, Occasion.UPDATE, verdict, reason)
-
-    def _plan(self, store: bytes) -> Plan:
-        return self._host.rules.plan(store)
 
 
 class _UpdateFailedError(CompanionError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from varstore_companion import strict_toml
+from varstore_companion.daemon.limits import Limits
 from varstore_companion.daemon.listen import PATH_LIMIT
 from varstore_companion.efi.outline import DATA_LIMIT
 from varstore_companion.errors import ConfigurationError, MalformedError
@@ -18,7 +19,10 @@ from varstore_companion.toolstack.remote import LATE_SECONDS
 FILE_LIMIT = 65_536
 TOOLSTACKS = ("embedded", "guard", "xapi")
 LONGEST_LATE_SECONDS = 3_600
-RELOADABLE = frozenset({"certificates", "auth_dir", "manifest", "headroom"})
+_LIMITS = Limits()
+LIMITS = tuple(each.name for each in fields(Limits))
+LARGEST_LIMIT = 100_000
+RELOADABLE = frozenset({"certificates", "auth_dir", "manifest", "headroom", *LIMITS})
 """The keys that a reload puts in force. The others say where things are that are open while the daemon runs."""
 
 
@@ -30,7 +34,7 @@ class Settings:
     instead of the shipped one; `headroom`: bytes that an update must leave for the next append to dbx instead of the
     manifest's; `late_seconds`: for how long a guard or xapi may still carry out a call that was given up; `xapi`: xapi's own
     socket, for the toolstack of that name; `xapi_socket`: where the embedded toolstack answers xapi's clients, nowhere unless
-    it is given.
+    it is given. The others are those of `Limits`.
     """
 
     control: Path = CONTROL
@@ -43,6 +47,17 @@ class Settings:
     headroom: int | None = None
     late_seconds: int = int(LATE_SECONDS)
     xapi_socket: Path | None = None
+    write_burst: int = _LIMITS.write_burst
+    writes_per_second: int = _LIMITS.writes_per_second
+    boots_at_once: int = _LIMITS.boots_at_once
+    calls_at_once: int = _LIMITS.calls_at_once
+    updates_at_once: int = _LIMITS.updates_at_once
+    failures_to_pause: int = _LIMITS.failures_to_pause
+
+    @property
+    def limits(self) -> Limits:
+        """The keys that are limits."""
+        return Limits(**{name: getattr(self, name) for name in LIMITS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +146,10 @@ def _late_seconds(table: Table, key: str) -> int:
     return table.integer(key, LONGEST_LATE_SECONDS)
 
 
+def _limit(table: Table, key: str) -> int:
+    return table.integer(key, LARGEST_LIMIT)
+
+
 _READERS: Mapping[str, Callable[[Table, str], object]] = {
     "control": _path,
     "state_dir": _path,
@@ -142,4 +161,5 @@ _READERS: Mapping[str, Callable[[Table, str], object]] = {
     "headroom": _headroom,
     "late_seconds": _late_seconds,
     "xapi_socket": _path,
+    **dict.fromkeys(LIMITS, _limit),
 }

@@ -48,6 +48,9 @@ class Operations(Protocol):
     def metrics(self) -> list[dict[str, object]]:
         """Everything that is counted and timed."""
 
+    async def set_updates(self, action: observing.UpdatesAction | None, reason: str | None) -> dict[str, object]:
+        """Pause updates at boot, resume them, or only say what is in force."""
+
     @property
     def reloader(self) -> Reloader:
         """What reads settings, manifest and certificates again."""
@@ -112,6 +115,8 @@ class Control:
                 if level is not None:
                     logs.set_level(logger or "", level.name.lower())
                 return observing.LogAnswer(json.dumps({"levels": logs.levels()}))
+            case observing.Updates(action=action, reason=reason):
+                return observing.UpdatesAnswer(json.dumps(await operations.set_updates(action, reason)))
             case observing.Reload():
                 reloaded = await operations.reloader.reload()
                 return observing.ReloadAnswer(json.dumps(asdict(reloaded)))

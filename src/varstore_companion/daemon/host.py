@@ -12,7 +12,9 @@ import trio
 from varstore_companion.daemon import alerts
 from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.held import Recent
+from varstore_companion.daemon.limits import Gate, InFlight
 from varstore_companion.daemon.rules import Rules
+from varstore_companion.daemon.staging import Staging
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
@@ -45,7 +47,8 @@ class Drains(Protocol):
 class Host:
     """The toolstack, the rules in force and where things are kept. `now`: epoch seconds.
 
-    `journal`: for writes while the toolstack is away; `ledger`: where a toolstack may carry out a call that was given up.
+    `journal`: for writes while the toolstack is away; `staging`: whether marked boots are updated; `ledger`: where a
+    toolstack may carry out a call that was given up.
     `upstreams`: the toolstack, where it has a socket for each VM; `nursery`: the daemon's, while it runs, for calls that
     outlive who made them.
     """
@@ -55,6 +58,7 @@ class Host:
     backups: Backups
     history: History
     journal: Journal
+    staging: Staging
     now: Callable[[], float]
     upstreams: Upstreams | None = None
     nursery: trio.Nursery | None = None
@@ -62,10 +66,15 @@ class Host:
     drainer: Drains | None = None
     stats: Stats = field(default_factory=Stats)
     recent: Recent = field(default_factory=Recent)
+    in_flight: InFlight = field(default_factory=InFlight)
+    boots: Gate = field(init=False)
     told: alerts.Told = field(default_factory=alerts.Told)
     _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(
         default_factory=lambda: trio.open_memory_channel[tuple[UUID, Alert]](ALERTS_WAITING)
     )
+
+    def __post_init__(self) -> None:
+        self.boots = Gate(lambda: self.rules.limits.boots_at_once)
 
     def alert(self, vm: UUID, alert: Alert) -> None:
         """Have the operator told, without waiting for the toolstack."""
@@ -94,9 +103,14 @@ class Host:
         *,
         backup: str | None = None,
         detail: str | None = None,
+        rules: Rules | None = None,
     ) -> None:
-        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id."""
-        self.history.note(vm, Event(self.now(), what, self.rules.name, _digest(before), _digest(after), backup, detail))
+        """Have an event written into a VM's history, without waiting. `before`, `after`: the stores; `backup`: an id.
+
+        `rules`: what was decided with, where they may have been replaced since.
+        """
+        name = (rules or self.rules).name
+        self.history.note(vm, Event(self.now(), what, name, _digest(before), _digest(after), backup, detail))
 
     def store_is_damaged(self, vm: UUID, reasons: Sequence[str]) -> None:
         """Have the operator told of a damaged store, once for each VM and finding."""
@@ -104,6 +118,18 @@ class Host:
         if self.told.is_news(vm, alert.body):
             log.warning("vm=%s %s", vm, alert.body)
             self.alert(vm, alert)
+
+    def updates_paused(self, vm: UUID, reason: str) -> None:
+        """Have the operator told that nothing is updated any more on this host, and the next daemon keep to it."""
+        self.alert(vm, alerts.updates_paused(vm, reason))
+
+        async def save() -> None:
+            try:
+                await self.staging.save()
+            except OSError as error:
+                log.warning("the pause of updates ends with this daemon: %s", error)
+
+        self.errand(save, "pause of updates")
 
     def errand(self, call: Callable[[], Awaitable[T]], name: str) -> Errand[T]:
         """Start a call that may outlive who made it."""

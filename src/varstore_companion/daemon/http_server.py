@@ -12,6 +12,7 @@ import h11
 import trio
 
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.limits import Share
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
@@ -62,11 +63,18 @@ class HttpSession:
 
     `answer` maps a document to its answer, and raises `MalformedError` for what is not a document of its kind: status 400.
     A bug in it ends this connection with status 500 and no other. `limit`: bytes of a document. `single`: the first answer
-    closes the connection, for peers that read to its end.
+    closes the connection, for peers that read to its end; `share`: of the bytes in flight.
     """
 
     def __init__(
-        self, stream: trio.SocketStream, complaints: Complaints, answer: Handler, *, limit: int, single: bool = False
+        self,
+        stream: trio.SocketStream,
+        complaints: Complaints,
+        answer: Handler,
+        *,
+        limit: int,
+        single: bool = False,
+        share: Share | None = None,
     ) -> None:
         self._stream = stream
         self._complaints = complaints
@@ -75,7 +83,7 @@ class HttpSession:
         self._single = single
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._deadline = float("inf")
-        self._wait = PeerWait()
+        self._wait = PeerWait(share)
         self._answered = False
 
     def stop(self) -> None:
@@ -90,6 +98,8 @@ class HttpSession:
                 await self._run()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("%s the peer went away", self._complaints.who)
+            finally:
+                self._wait.holds(0)
 
     async def _run(self) -> None:
         try:
@@ -102,6 +112,7 @@ class HttpSession:
 
     async def _one_request(self) -> bool:
         """Read, carry out and answer one request; False when the peer sends no more."""
+        self._wait.holds(len(self._http.trailing_data[0]))
         begun = bool(self._http.trailing_data[0])
         self._deadline = trio.current_time() + (REQUEST_SECONDS if begun else IDLE_SECONDS)
         head = await self._next_event()

@@ -10,10 +10,11 @@ from varstore_companion.trust.plan import Plan
 
 
 async def back_up(host: Host, vm: UUID, store: bytes, planned: Plan, why: Why, *, spare: str | None = None) -> str:
-    """Keep a store with the report and the plan made of it; return the backup's id. Raises as `Backups.keep`."""
+    """Keep a store with the report and the plan just made of it; return the backup's id. Raises as `Backups.keep`."""
+    manifest = host.rules.manifest
 
     def describe() -> Mapping[str, object]:
-        report = describe_report(planned.before, host.rules.manifest, len(store))
+        report = describe_report(planned.before, manifest, len(store))
         # They are in the store itself, and a guest chooses their names.
         del report["variables"]
         return {"report": report, "plan": describe_plan(planned)}

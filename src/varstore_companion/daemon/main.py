@@ -22,23 +22,28 @@ from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.kept import Kept
+from varstore_companion.daemon.limits import Gate
 from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.metrics import Known
 from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.rules import Rules
-from varstore_companion.daemon.session import too_many
+from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.sockets import Sockets
+from varstore_companion.daemon.staging import Staging
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.daemon.systemd import Service, passed
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.watch import look_after, status_line, stuck
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
+from varstore_companion.efi.names import printable
 from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.journal.backups import Backups
 from varstore_companion.journal.history import History
+from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
+from varstore_companion.wire.observing import UpdatesAction
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +204,7 @@ class Daemon:
             "manifest": self._host.rules.name,
             "certificates": self._host.rules.origins(),
             **self.reloader.describe(),
+            "updates_at_boot": self._host.staging.describe(),
             "attached": len(self._sockets.served),
             "without_updates_at_boot": sum(self._host.toolstack.has_field(vm) is False for vm in self._sockets.vms()),
             "connections": self.connections,
@@ -216,6 +222,21 @@ class Daemon:
             reloader=self.reloader,
         )
         return metrics.describe(self._host, known)
+
+    async def set_updates(self, action: UpdatesAction | None, reason: str | None) -> dict[str, object]:
+        """Pause updates at boot, resume them, or only say what is in force."""
+        staging = self._host.staging
+        if action is UpdatesAction.PAUSE:
+            staging.pause(printable(reason or "an operator paused them"))
+        elif action is UpdatesAction.RESUME:
+            staging.resume()
+        if action is not None:
+            try:
+                await staging.save()
+            except OSError as error:
+                text = f"in force now, but the next daemon will not know of it: {error}"
+                raise RequestRefusedError(ErrorCode.INTERNAL, text) from None
+        return staging.describe()
 
     def _forget_reports(self, _rules: Rules) -> None:
         # Made with other rules; made anew at each VM's next boot or look.
@@ -287,11 +308,15 @@ async def opened(settings: Settings, source: Source | None = None, kept: Kept | 
             log.warning("%s", warning)
         async with toolstacks.opened(settings, found.manifest) as chosen:
             stats = Stats()
-            toolstack = MeasuredToolstack(chosen.toolstack, stats)
+            calls = Gate(lambda: host.rules.limits.calls_at_once)
+            toolstack = MeasuredToolstack(chosen.toolstack, stats, calls)
+            staging = Staging(settings.state_dir / "updates-paused.json", lambda: host.rules.limits, time)
             backups, history = Backups(settings.state_dir / "backups"), History(settings.state_dir / "history")
             journal = await journals.opened(settings.state_dir / "journal")
             ledger = journals.opened_ledger(settings.state_dir / "ledger") if toolstack.late_seconds else None
-            host = Host(toolstack, found, backups, history, journal, time, chosen.upstreams, ledger=ledger, stats=stats)
+            host = Host(
+                toolstack, found, backups, history, journal, staging, time, chosen.upstreams, ledger=ledger, stats=stats
+            )
             reloader = Reloader(host, source or Source.fixed(settings), settings)
             if chosen.derive is not None:
                 reloader.followers.append(chosen.derive.follow)

@@ -1,4 +1,4 @@
-"""A toolstack whose calls are counted and timed."""
+"""A toolstack whose calls are counted and timed, and not too many at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.daemon.limits import Gate
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import (
     ToolstackConflictError,
@@ -35,11 +36,15 @@ class UnderWay:
 
 
 class MeasuredToolstack:
-    """Hands every call on, and tells `stats` how long it took and how it failed. One that is cancelled is timed as well."""
+    """Hands every call on, and tells `stats` how long it took and how it failed. One that is cancelled is timed as well.
 
-    __slots__ = ("_inner", "_stats", "_under_way")
+    `gate`: for those that a VM makes itself.
+    """
 
-    def __init__(self, inner: Toolstack, stats: Stats) -> None:
+    __slots__ = ("_gate", "_inner", "_stats", "_under_way")
+
+    def __init__(self, inner: Toolstack, stats: Stats, gate: Gate) -> None:
+        self._gate = gate
         self._inner = inner
         self._stats = stats
         self._under_way: dict[UnderWay, None] = {}  # oldest first
@@ -60,13 +65,15 @@ class MeasuredToolstack:
 
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
-        with self._measured("read", vm):
-            return await self._inner.read(vm)
+        async with self._gate:
+            with self._measured("read", vm):
+                return await self._inner.read(vm)
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
-        with self._measured("write", vm):
-            return await self._inner.write(vm, store, update, expected=expected)
+        async with self._gate:
+            with self._measured("write", vm):
+                return await self._inner.write(vm, store, update, expected=expected)
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""

@@ -18,6 +18,7 @@ COUNTERS = {
     "boots": "Cold boots that asked for their store.",
     "updates": "Updates of Secure Boot certificates made at boot.",
     "updates_failed": "Updates at boot that failed; the VM booted with its old store and stays marked.",
+    "updates_held_back": "Marked boots that were not updated, because updates are paused or too many were being made.",
     "refused": "Writes refused because the bytes were not a store, or one that varstored would not load again.",
     "journaled": "Writes acknowledged from the journal, because the toolstack could not take them.",
     "delivered": "Journaled stores that the toolstack has taken since.",
@@ -79,6 +80,14 @@ def _gauges(host: Host, known: Known) -> Iterator[Metric]:
     yield "certificates_missing", "gauge", "Certificates of the manifest whose body no source has.", [_one(missing)]
     text = "When settings, manifest and certificates came into force, in seconds since the epoch."
     yield "rules_loaded_time_seconds", "gauge", text, [_one(known.reloader.loaded_at)]
+    paused = int(host.staging.paused is not None)
+    yield (
+        "updates_paused",
+        "gauge",
+        "1 while no VM of this host is updated at boot, until an operator resumes it.",
+        [_one(paused)],
+    )
+    yield "bytes_in_flight", "gauge", "Bytes of requests that are not carried out yet.", [_one(host.in_flight.total)]
     failed = known.reloader.failed is not None
     yield "last_reload_failed", "gauge", "1 when the last reload was refused.", [_one(int(failed))]
     reports: dict[str, int] = dict.fromkeys([*State, UNSEEN], 0)

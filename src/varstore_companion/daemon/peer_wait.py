@@ -4,16 +4,23 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from varstore_companion.daemon.limits import Share
+
 DRAIN_SECONDS = 2.0
 """For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
 
 
 class PeerWait:
-    """What a connection waits with. `stopped`: the daemon stops, and nothing more is waited for than what is on its way."""
+    """What a connection waits with. `stopped`: the daemon stops, and nothing more is waited for than what is on its way.
 
-    __slots__ = ("_scope", "_until", "stopped")
+    `share`: of the bytes that may be in flight; None where nobody is counted.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_held", "_scope", "_share", "_until", "stopped")
+
+    def __init__(self, share: Share | None = None) -> None:
+        self._share = share
+        self._held = 0
         self._scope: trio.CancelScope | None = None
         self._until = float("inf")
         self.stopped = False
@@ -33,7 +40,17 @@ class PeerWait:
         self._scope = trio.CancelScope(deadline=min(deadline, self._until))
         try:
             with self._scope:
+                if self._share is not None:
+                    await self._share.room(self)
                 data = bytes(await receive())
         finally:
             self._scope = None
+        if data:
+            self.holds(self._held + len(data))
         return data
+
+    def holds(self, size: int) -> None:
+        """So many bytes of what came are not carried out yet; 0 at the connection's end, too."""
+        self._held = size
+        if self._share is not None:
+            self._share.holds(self, size)

@@ -1,9 +1,10 @@
 """What updates and verdicts are decided with: one immutable value, so that a reload changes all of it at once or nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.limits import Limits
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.trust.certificates import Bodies
@@ -13,11 +14,12 @@ from varstore_companion.trust.plan import Plan, plan
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The manifest, the certificate bodies that were found for it, and `headroom` as for `trust.plan.plan`."""
+    """The manifest, the certificate bodies that were found for it, `headroom` as for `trust.plan.plan`, and the limits."""
 
     manifest: Manifest
     loaded: Loaded
     headroom: int | None = None
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def bodies(self) -> Bodies:
@@ -61,4 +63,4 @@ def load(settings: Settings) -> Rules:
     """Read the files that the settings name. Raises `ConfigurationError`."""
     manifest = load_manifest(settings.manifest)
     loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
-    return Rules(manifest, loaded, settings.headroom)
+    return Rules(manifest, loaded, settings.headroom, settings.limits)

@@ -8,6 +8,7 @@ import trio
 
 from varstore_companion import __version__
 from varstore_companion.daemon.complaints import Complaints
+from varstore_companion.daemon.limits import Share
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.errors import (
     CompanionError,
@@ -35,7 +36,7 @@ from varstore_companion.wire.messages import (
     SbFailure,
     Socket,
 )
-from varstore_companion.wire.observing import Log, Reload
+from varstore_companion.wire.observing import Log, Reload, Updates
 from varstore_companion.wire.states import Role, State
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ToolstackConflictError, ErrorCode.CONFLICT),
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
-_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore, Log, Reload)
+_CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore, Log, Reload, Updates)
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 
@@ -89,7 +90,7 @@ def too_many(socket: Socket) -> bytes:
 class Session:
     """One connection from its first byte to its last. `complaints` takes what its peer does wrong; `handle` answers requests.
 
-    `begun`: when the connection was taken (trio's clock), None for when `run` begins.
+    `share`: of the bytes in flight; `begun`: when the connection was taken (trio's clock), None for when `run` begins.
 
     `handle` raises `CompanionError` for a request that fails; the connection goes on. A bug in it ends this connection
     with INTERNAL and no other.
@@ -106,6 +107,7 @@ class Session:
         greet: Handler,
         handle: Handler,
         begun: float | None = None,
+        share: Share | None = None,
     ) -> None:
         self._begun = begun
         self._stream = stream
@@ -113,7 +115,7 @@ class Session:
         self._complaints = complaints
         self._greet = greet
         self._handle = handle
-        self._wait = PeerWait()
+        self._wait = PeerWait(share)
         self._events = 0
 
     def stop(self) -> None:
@@ -127,6 +129,8 @@ class Session:
                 await self._run()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("%s the peer went away", self._complaints.who)
+            finally:
+                self._wait.holds(0)
 
     async def _run(self) -> None:
         begun = trio.current_time() if self._begun is None else self._begun
@@ -135,6 +139,7 @@ class Session:
             events = self._events
             if not await self._carry_out_events():
                 return
+            self._wait.holds(self._connection.buffered)
             if not self._connection.partial:
                 if self._wait.stopped:
                     await self._end(ErrorCode.SHUTTING_DOWN, STOPPING)

@@ -19,6 +19,7 @@ class Stats:
     updates: int = 0
     updates_failed: int = 0
     writes: dict[Update, int] = field(default_factory=lambda: dict.fromkeys(Update, 0))
+    updates_held_back: int = 0
     refused: int = 0
     journaled: int = 0
     delivered: int = 0

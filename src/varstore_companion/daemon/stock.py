@@ -18,6 +18,7 @@ from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED_TEXT
 from varstore_companion.daemon.boot_read import BootRead
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import HttpSession
+from varstore_companion.daemon.limits import Share
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.xapi_method import (
     LOGIN,
@@ -50,16 +51,17 @@ GET_STATE = "VM.get_secureboot_certificates_state"
 class Stock:
     """The calls on one VM. `boots` says which of its reads is the boot; `complaints` takes what its peers do wrong."""
 
-    __slots__ = ("_boots", "_complaints", "_vm")
+    __slots__ = ("_boots", "_complaints", "_share", "_vm")
 
-    def __init__(self, vm: Vm, boots: BootRead, complaints: Complaints) -> None:
+    def __init__(self, vm: Vm, boots: BootRead, complaints: Complaints, share: Share) -> None:
+        self._share = share
         self._vm = vm
         self._boots = boots
         self._complaints = complaints
 
     def session(self, stream: trio.SocketStream) -> HttpSession:
         """The session of one connection, which is one call."""
-        return HttpSession(stream, self._complaints, self.answer, limit=MAX_DOCUMENT, single=True)
+        return HttpSession(stream, self._complaints, self.answer, limit=MAX_DOCUMENT, single=True, share=self._share)
 
     async def answer(self, document: bytes) -> bytes:
         """Carry out a call and write its answer. Raises `MalformedError` for what is no call."""

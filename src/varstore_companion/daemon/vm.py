@@ -11,6 +11,7 @@ from varstore_companion.daemon import alerts
 from varstore_companion.daemon.backlog import Backlog, Mode
 from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
 from varstore_companion.daemon.host import ALERT_SECONDS, Host
+from varstore_companion.daemon.limits import Credits, InFlight
 from varstore_companion.daemon.upstream import Upstream, admitted
 from varstore_companion.daemon.verdicts import Verdicts
 from varstore_companion.efi.outline import Outline
@@ -68,6 +69,7 @@ class Vm:
         "_alerted",
         "_backlog",
         "_cold_boot",
+        "_credits",
         "_host",
         "_lock",
         "_upstream",
@@ -81,6 +83,7 @@ class Vm:
         self._upstream = Upstream(uuid, host)
         self._backlog = Backlog(uuid, host, self._upstream)
         self._alerted = float("-inf")
+        self._credits = Credits()
         self._cold_boot = ColdBoot(uuid, host, self._upstream, self._backlog)
 
     @property
@@ -153,7 +156,7 @@ class Vm:
         self._host.stats.boots += 1
         deadline = trio.current_time() + BOOT_SECONDS if deadline is None else deadline
         with self._host.stats.boot_seconds.timed(), trio.move_on_at(deadline):
-            async with self._lock:
+            async with self._lock, self._host.boots:
                 try:
                     return await self._cold_boot.answer(deadline)
                 finally:
@@ -176,12 +179,18 @@ class Vm:
         with self._host.stats.write_seconds.timed(), trio.move_on_at(deadline):
             await _take(self._lock)
             try:
+                await self._credits.spend(self._host.rules.limits)
                 return await self._put(blob, new, deadline)
             finally:
                 self._lock.release()
         raise ToolstackUnavailableError(f"the store could not be written within {WRITE_SECONDS:g} s")
 
     # What the journal holds of it
+
+    @property
+    def in_flight(self) -> InFlight:
+        """The bytes of all VMs' requests that are not carried out yet."""
+        return self._host.in_flight
 
     @property
     def mode(self) -> Mode:
@@ -275,6 +284,7 @@ class Vm:
         Raises `ToolstackError`.
         """
         self._host.stats.secure_boot_failures += 1
+        self._cold_boot.secure_boot_failed()
         before, now = self._alerted, trio.current_time()
         if now - before < SB_FAILURE_SECONDS:
             return

@@ -9,6 +9,7 @@ from varstore_companion.daemon.boot_read import BootRead, fitting
 from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.first_byte import FirstByte
+from varstore_companion.daemon.limits import Share
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.stock import Stock
 from varstore_companion.daemon.vm import Vm
@@ -40,14 +41,15 @@ class VmSocket:
     `fresh`: the socket has just been attached, not brought back, so that one read may be a boot (see `BootRead`).
     """
 
-    __slots__ = ("_attachment", "_boots", "_complaints", "_stock", "_vm")
+    __slots__ = ("_attachment", "_boots", "_complaints", "_share", "_stock", "_vm")
 
     def __init__(self, attachment: Attachment, vm: Vm, *, fresh: bool) -> None:
         self._attachment = attachment
         self._vm = vm
         self._complaints = Complaints(f"vm={vm.uuid}", log)
         self._boots = BootRead(vm, left=fresh and not attachment.resume)
-        self._stock = Stock(vm, self._boots, self._complaints)
+        self._share = Share(vm.in_flight)
+        self._stock = Stock(vm, self._boots, self._complaints, self._share)
 
     @property
     def boot_is_left(self) -> bool:
@@ -59,7 +61,9 @@ class VmSocket:
         return FirstByte(stream, framed=self._framed, post=self._stock.session)
 
     def _framed(self, stream: trio.SocketStream, begun: float) -> Session:
-        return Session(stream, Socket.VM, self._complaints, greet=self._greet, handle=self._handle, begun=begun)
+        return Session(
+            stream, Socket.VM, self._complaints, greet=self._greet, handle=self._handle, begun=begun, share=self._share
+        )
 
     async def _greet(self, hello: RequestMessage) -> AnswerMessage:
         if isinstance(hello, messages.Hello) and hello.vm != self._vm.uuid:

@@ -279,8 +279,7 @@ class Segments:
         except OSError as error:
             raise self._error("what a failed write has left cannot be taken back", self._folder, error) from None
         found: list[tuple[Head, bytes] | Damage] = [self._take(place, head) for place, head in kept]
-        sound = [each for each in found if not isinstance(each, Damage)]
-        written = iter(self.write(sound) if sound else [])
+        written = iter(self.write([each for each in found if not isinstance(each, Damage)]))
         return [each if isinstance(each, Damage) else next(written) for each in found]
 
     def remove_oldest(self) -> None:

@@ -103,6 +103,11 @@ class Connection:
         return bool(self._buffer)
 
     @property
+    def buffered(self) -> int:
+        """Bytes of what was received that no event has taken yet."""
+        return len(self._buffer)
+
+    @property
     def outstanding(self) -> tuple[int, ...]:
         """The ids of the requests that have no answer, oldest first."""
         return tuple(self._outstanding)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from varstore_companion.wire.fields import Choice, Text
 from varstore_companion.wire.frames import ANSWER_BIT
-from varstore_companion.wire.limits import MAX_JSON, MAX_NAME
+from varstore_companion.wire.limits import MAX_JSON, MAX_NAME, MAX_TEXT
 from varstore_companion.wire.messages import AnswerMessage, RequestMessage, Socket, Tag
 
 _CONTROL_ONLY = frozenset({Socket.CONTROL})
@@ -70,4 +70,29 @@ class ReloadAnswer(AnswerMessage):
     """What came of it, as JSON; also when everything stays as it was."""
 
     TYPE: ClassVar = Reload.TYPE | ANSWER_BIT
+    json: Annotated[str, Tag(1, _JSON)]
+
+
+class UpdatesAction(IntEnum):
+    """What is to become of updates at boot on this host."""
+
+    PAUSE = 1
+    RESUME = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Updates(RequestMessage):
+    """Pause updates at boot on this host, or resume them. `action`: None only asks; `reason`: of a pause, for those who ask."""
+
+    TYPE: ClassVar = 0x0113
+    SOCKETS: ClassVar = _CONTROL_ONLY
+    action: Annotated[UpdatesAction | None, Tag(1, Choice(UpdatesAction))] = None
+    reason: Annotated[str | None, Tag(2, Text(1, MAX_TEXT))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesAnswer(AnswerMessage):
+    """What is in force after it, as JSON."""
+
+    TYPE: ClassVar = Updates.TYPE | ANSWER_BIT
     json: Annotated[str, Tag(1, _JSON)]

@@ -1,0 +1,120 @@
+"""Updates at boot on this host: so many at a time, and none any more once too many VMs have had trouble with theirs."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import UUID
+
+import trio
+
+from varstore_companion.daemon.limits import Gate, Limits
+from varstore_companion.journal import files
+from varstore_companion.wire.fields import clip
+from varstore_companion.wire.limits import MAX_TEXT
+
+log = logging.getLogger(__name__)
+
+FILE_LIMIT = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Since when nothing is updated (seconds since the epoch), and why."""
+
+    at: float
+    reason: str
+
+
+class Staging:
+    """Whether a marked boot may be updated. The pause is kept in the file `path`: it outlives the daemon until it is resumed.
+
+    Two kinds of trouble pause it, each of so many different VMs as `Limits.failures_to_pause` says: updates that fail for a
+    reason of the host's, one after the other, and guests that fail Secure Boot verification with the update they got. What a
+    VM's own store makes impossible does not count: a guest could make it so. Nor does one VM count twice.
+    """
+
+    def __init__(self, path: Path, limits: Callable[[], Limits], now: Callable[[], float]) -> None:
+        self._path = path
+        self._limits = limits
+        self._now = now
+        self._failed: dict[UUID, str] = {}
+        self._broken: dict[UUID, str] = {}
+        self.paused = self._read()
+        self.gate = Gate(lambda: max(1, limits().updates_at_once))
+        self._turn = trio.Lock()
+
+    def succeeded(self) -> None:
+        """A VM was updated."""
+        self._failed.clear()
+
+    def failed(self, vm: UUID, reason: str) -> str | None:
+        """A VM could not be updated. Why updates are paused from now on, None when they are not, or were already."""
+        return self._count(self._failed, vm, reason, "could not be updated one after the other")
+
+    def broken(self, vm: UUID) -> str | None:
+        """A guest failed Secure Boot verification after its update. As `failed`."""
+        return self._count(self._broken, vm, "it failed Secure Boot verification", "did not boot with their update")
+
+    def pause(self, reason: str) -> None:
+        """Update nothing from now on; also after a restart, once it is saved."""
+        self.paused = Paused(self._now(), clip(reason, MAX_TEXT))
+        log.warning("updates at boot are paused on this host: %s", self.paused.reason)
+
+    def resume(self) -> bool:
+        """Update again; whether it was paused."""
+        was = self.paused is not None
+        self.paused = None
+        self._failed.clear()
+        self._broken.clear()
+        if was:
+            log.info("updates at boot go on on this host")
+        return was
+
+    async def save(self) -> None:
+        """Have the next daemon find what is in force now. Raises `OSError`."""
+        async with self._turn:
+            text = None if self.paused is None else json.dumps(asdict(self.paused)) + "\n"
+            await trio.to_thread.run_sync(self._write, text)
+
+    def describe(self) -> dict[str, object]:
+        """As plain values for JSON."""
+        trouble = {**self._failed, **self._broken}
+        return {
+            "paused": None if self.paused is None else asdict(self.paused),
+            "in_trouble": [{"vm": str(vm), "reason": reason} for vm, reason in trouble.items()],
+            "failures_to_pause": self._limits().failures_to_pause,
+            "at_once": max(1, self._limits().updates_at_once),
+        }
+
+    def _count(self, trouble: dict[UUID, str], vm: UUID, reason: str, what: str) -> str | None:
+        most = self._limits().failures_to_pause
+        trouble[vm] = reason
+        if self.paused is not None or not most or len(trouble) < most:
+            # A bound on what is remembered, whatever the limit.
+            if len(trouble) > max(most, 64):
+                del trouble[next(iter(trouble))]
+            return None
+        text = f"{len(trouble)} VMs {what}, the last of them {vm}: {reason}"
+        self.pause(text)
+        return text
+
+    def _read(self) -> Paused | None:
+        try:
+            with self._path.open("rb") as file:
+                found = json.loads(file.read(FILE_LIMIT))
+            return Paused(float(found["at"]), clip(str(found["reason"]), MAX_TEXT))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            # Somebody paused, and why cannot be read: that is no reason to go on.
+            log.error("updates at boot are paused: %s cannot be read: %s", self._path, error)  # noqa: TRY400  the reason is enough
+            return Paused(self._now(), f"{self._path} cannot be read")
+
+    def _write(self, text: str | None) -> None:
+        if text is not None:
+            files.write(self._path, text.encode())
+            return
+        self._path.unlink(missing_ok=True)
+        files.sync_folder(self._path.parent)

@@ -1,0 +1,210 @@
+"""An overload slows the VM that makes it, and no other."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from support.daemon import Machine, Place, written
+from support.storemaker import scene
+from varstore_companion.daemon.limits import Credits, Gate, InFlight, Limits, Share
+from varstore_companion.trust.state import CertificatesState
+from varstore_companion.wire.messages import Outcome
+
+OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
+
+
+def limit(place: Place, **limits: int) -> None:
+    place.host.rules = replace(place.host.rules, limits=replace(place.host.rules.limits, **limits))
+
+
+# Writes
+
+
+async def test_a_vm_writes_its_credit_at_once_and_as_it_regains_it_then(autojump_clock: MockClock) -> None:
+    credit, limits = Credits(), Limits()
+    for _ in range(100):
+        await credit.spend(limits)
+    assert trio.current_time() == autojump_clock.current_time() == 0
+    for number in range(1, 11):
+        await credit.spend(limits)
+        assert trio.current_time() == pytest.approx(number / 2)
+    await trio.sleep(20)
+    begun = trio.current_time()
+    for _ in range(40):
+        await credit.spend(limits)
+    assert trio.current_time() == begun
+    await credit.spend(limits)
+    assert trio.current_time() == pytest.approx(begun + 0.5)
+    await trio.sleep(10_000)
+    begun = trio.current_time()
+    for _ in range(101):
+        await credit.spend(limits)
+    assert trio.current_time() == pytest.approx(begun + 0.5)
+
+
+@pytest.mark.parametrize("limits", [Limits(write_burst=0), Limits(writes_per_second=0)])
+async def test_no_limit(limits: Limits, autojump_clock: MockClock) -> None:
+    credit = Credits()
+    for _ in range(1_000):
+        await credit.spend(limits)
+    assert trio.current_time() == 0
+
+
+async def test_one_vm_that_writes_too_fast_waits_and_another_does_not(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=3, writes_per_second=1)
+    noisy = await place.machine(scene("ms2011").blob, ON_BOOT)
+    quiet = await place.machine(scene("ms2011").blob, ON_BOOT, name="quiet.sock")
+    ended: list[float] = []
+
+    async def write() -> None:
+        async with noisy.peer() as peer:
+            for number in range(8):
+                await peer.put(written("ms2011", number))
+        ended.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await trio.sleep(1.5)
+        begun = trio.current_time()
+        await quiet.put(written("ms2011", 1))
+        # Nor is the VM's own boot held up for longer than its write.
+        await noisy.boot()
+        assert trio.current_time() - begun <= 1
+    assert ended == [pytest.approx(5)]
+    assert place.record(noisy).store == written("ms2011", 7)
+
+
+# So many at once
+
+
+async def test_a_gate_lets_in_so_many_first_come_first_served() -> None:
+    gate, inside, order, go = Gate(lambda: 2), [0], [], trio.Event()
+
+    async def pass_through(number: int) -> None:
+        async with gate:
+            order.append(number)
+            inside[0] += 1
+            assert inside[0] <= 2
+            await go.wait()
+            await trio.lowlevel.checkpoint()
+            inside[0] -= 1
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(pass_through, number)
+            await wait_all_tasks_blocked()
+        assert sorted(order) == [0, 1]
+        go.set()
+    assert sorted(order) == list(range(10))
+    assert all(abs(place - number) <= 1 for place, number in enumerate(order))
+
+
+async def test_one_that_gives_up_at_the_gate_keeps_no_place() -> None:
+    gate = Gate(lambda: 1)
+    async with gate:
+        with trio.move_on_after(0):
+            await gate.enter()
+            raise AssertionError
+    with trio.fail_after(1):
+        async with gate:
+            pass
+        async with gate:
+            pass
+
+
+async def test_a_gate_that_is_widened_lets_in_more() -> None:
+    most = [1]
+    gate = Gate(lambda: most[0])
+    entered: list[int] = []
+
+    async def enter(number: int) -> None:
+        await gate.enter()
+        entered.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(enter, number)
+            await wait_all_tasks_blocked()
+        assert entered == [0]
+        most[0] = 3
+        gate.leave()
+        await wait_all_tasks_blocked()
+        assert sorted(entered) == [0, 1, 2, 3]
+
+
+async def test_boots_beyond_the_limit_wait_for_their_turn(place: Place) -> None:
+    limit(place, boots_at_once=2)
+    machines = [await place.machine(scene("ms2011").blob, AVAILABLE, name=f"{number}.sock") for number in range(5)]
+    hangs = [place.toolstack.hang_next("read") for _ in range(5)]
+    async with trio.open_nursery() as nursery:
+        for machine in machines:
+            nursery.start_soon(machine.boot)
+        await wait_all_tasks_blocked()
+        assert [hang.reached.is_set() for hang in hangs] == [True, True, False, False, False]
+        for hang in hangs:
+            hang.release.set()
+
+
+# Bytes in flight
+
+
+async def test_small_requests_always_come_through_and_one_of_each_vm_gets_on() -> None:
+    everything = InFlight(1_000_000)
+    share, other = Share(everything, 300_000), Share(everything, 300_000)
+    for name, size in (("first", 200_000), ("second", 150_000)):
+        share.holds(name, size)
+    assert everything.total == 350_000
+    with trio.fail_after(1):
+        await share.room("first")  # it has begun first
+        await share.room("third")  # it holds next to nothing
+        await other.room("theirs")
+    with trio.move_on_after(0.01) as scope:
+        await share.room("second")
+    assert scope.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(share.room, "second")
+        await wait_all_tasks_blocked()
+        share.holds("first", 0)
+    share.holds("second", 0)
+    assert everything.total == 0
+
+
+async def test_when_all_vms_together_hold_too_much_each_gets_on_with_one() -> None:
+    everything = InFlight(500_000)
+    shares = [Share(everything) for _ in range(3)]
+    for share in shares:
+        share.holds("first", 100_000)
+        share.holds("second", 90_000)
+    for share in shares:
+        with trio.fail_after(1):
+            await share.room("first")
+        with trio.move_on_after(0.01) as scope:
+            await share.room("second")
+        assert scope.cancelled_caught
+
+
+async def test_a_marked_boot_that_has_no_turn_in_time_boots_as_it_is(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, updates_at_once=1)
+    first = await place.machine(scene("ms2011").blob, ON_BOOT)
+    second = await place.machine(scene("ms2011").blob, ON_BOOT, name="second.sock")
+    outcomes: dict[str, Outcome] = {}
+    hang = place.toolstack.hang_next("write")
+
+    async def boot(name: str, machine: Machine) -> None:
+        outcomes[name] = (await machine.boot()).outcome
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(boot, "first", first)
+        await hang.reached.wait()
+        await trio.sleep(0.1)
+        await boot("second", second)
+        # Its record tells why, and nobody is alarmed: its turn comes with the next boot.
+        detail = place.daemon.vm(second.vm).last_update
+        assert detail is not None
+        assert "at once" in (detail.detail or "")
+        assert place.record(second).state is ON_BOOT
+    assert outcomes == {"first": Outcome.FAILED, "second": Outcome.FAILED}
+    assert place.host.stats.updates_held_back == 1
+    assert (await second.boot()).outcome is Outcome.UPDATED

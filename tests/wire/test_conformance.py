@@ -1,0 +1,93 @@
+"""Server, Python client and C client held to the vectors by the suite that anybody can run."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from conformance.client import Client, client_cases
+from conformance.frames import CODES, MESSAGES, VM, Failure, vectors
+from support import c_code
+from support.processes import python_environment
+from support.serve import Home
+from support.wire_vectors import PROTOCOL
+from varstore_companion.trust.state import CertificatesState
+
+SECONDS = 120
+CLIENT = str(Path(c_code.__file__).with_name("conformance_client.py"))
+
+
+def suite(*arguments: object) -> list[str]:
+    """Run it as its page says; returns its lines."""
+    done = subprocess.run(
+        [sys.executable, "-m", "conformance", *map(str, arguments)],
+        cwd=PROTOCOL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env=python_environment(),
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("passed")][:-1] == []
+    assert (done.returncode, lines[-1:]) == (0, [f"{len(lines) - 1} passed, 0 failed"]), done.stderr
+    return [line.split(maxsplit=1)[1] for line in lines[:-1]]
+
+
+def test_the_server(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with home.serve():
+        with home.database() as database:
+            database.create(UUID(VM), "name", None, CertificatesState.OK)
+        names = suite("server", home.attach(UUID(VM)), "--control", home.control)
+    # POST is not the framed protocol's.
+    assert {each["name"] for each in vectors("frames") if each["to"] == "server"} - {"post"} < set(names)
+    assert {each["name"] for each in vectors("exchanges") if each["server"] == "any"} < set(names)
+
+
+def test_the_python_client() -> None:
+    names = suite("client", sys.executable, CLIENT)
+    assert names == [name for name, _ in client_cases()]
+
+
+def test_the_c_client() -> None:
+    names = suite("client", c_code.example("call"))
+    assert names == [name for name, _ in client_cases()]
+
+
+def test_a_client_meets_every_message_error_and_broken_frame() -> None:
+    turns = [turn for _, turns in client_cases() for turn in turns]
+    assert {turn.asked.message for turn in turns} == {name for name, each in MESSAGES.items() if "vm" in each["sockets"]}
+    names = {name for name, _ in client_cases()}
+    assert {each["name"] for each in vectors("frames") if each["to"] == "client"} < names
+    errors = {
+        name.removeprefix("error-").split(" ")[0].replace("-", "_").upper() for name in names if name.startswith("error-")
+    }
+    assert set(CODES) <= errors
+
+
+@pytest.mark.parametrize(
+    ("says", "case"),
+    [
+        ("answer", "get-store-answer"),
+        ("answer presence=absent generation=0 outcome=not_asked", "get-store-answer"),
+        ("answer", "client-magic"),
+        ("error 8 1", "ping-answer"),
+        ("error 8 1", "error-not-here to PUT_STORE"),
+        ("broken", "error-not-here to PUT_STORE"),
+        ("broken", "ping-answer"),
+    ],
+)
+def test_a_client_that_understands_nothing_does_not_pass(says: str, case: str) -> None:
+    lie = f"dict(print=lambda *_, **__: print({says!r}, flush=True))"
+    code = f"import runpy, sys; sys.argv[:1] = []; runpy.run_path({CLIENT!r}, {lie}, '__main__')"
+    (turns,) = [turns for name, turns in client_cases() if name == case]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Client([sys.executable, "-c", code, "-"], Path(folder)) as client,
+        pytest.raises(Failure, match=f"said '{says}' of"),
+    ):
+        client.play(turns)
