@@ -11,7 +11,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from support.daemon import Place, written
 from support.peer import connect, greeted
 from support.storemaker import scene
+from varstore_companion.daemon.acceptor import Acceptor
 from varstore_companion.daemon.main import CONTROL_CONNECTIONS
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
@@ -136,3 +138,31 @@ async def test_a_system_without_room_is_waited_for(
     assert failures == 5
     assert place.record(machine).store == written("ms2011", 1)
     assert sum("no room" in line for line in caplog.messages) == 5
+
+
+async def test_a_connection_that_is_taken_as_the_stop_comes_is_told_and_waited_for(
+    place: Place, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = await place.machine(None)
+    take = Acceptor._take
+    stopped = trio.Event()
+
+    async def stop() -> None:
+        await place.daemon.stop()
+        stopped.set()
+
+    def taking(acceptor: Acceptor, stream: trio.SocketStream) -> None:
+        monkeypatch.undo()
+        acceptor.stop()
+        take(acceptor, stream)
+
+    monkeypatch.setattr(Acceptor, "_take", taking)
+    async with await connect(machine.path, machine.vm) as peer, trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        nursery.start_soon(stop)
+        await wait_all_tasks_blocked()
+        assert not stopped.is_set()
+        mock_clock.jump(DRAIN_SECONDS)
+        (last,) = await peer.rest()
+        assert last.error.code == ErrorCode.SHUTTING_DOWN
+    assert stopped.is_set()

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from varstore_companion.daemon import attachments
-from varstore_companion.daemon.attachments import Attachment, interposed
+from varstore_companion.daemon.attachments import Attachment, NewerListError, interposed
 from varstore_companion.errors import ConfigurationError
 
 VM = uuid4()
@@ -46,7 +46,9 @@ def entry(**changed: object) -> str:
         "7",
         '"x"',
         "{}",
-        '{"format": 2, "attachments": []}',
+        '{"format": 0, "attachments": []}',
+        '{"format": "2", "attachments": []}',
+        '{"format": [], "attachments": []}',
         '{"format": 1}',
         '{"format": 1, "attachments": 3}',
         '{"format": 1, "attachments": [7]}',
@@ -78,7 +80,16 @@ def entry(**changed: object) -> str:
 def test_what_is_no_such_list_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "attached.json"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match=r"attached\.json"):
+    with pytest.raises(ConfigurationError, match=r"attached\.json") as raised:
+        attachments.load(path)
+    assert not isinstance(raised.value, NewerListError)
+
+
+@pytest.mark.parametrize("text", ['{"format": 2}', '{"format": 1000, "attachments": [7]}'])
+def test_a_list_of_a_later_version_is_told_from_a_damaged_one(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "attached.json"
+    path.write_text(text)
+    with pytest.raises(NewerListError, match=r"attached\.json: format \d+, from a later version.*reads up to format 1"):
         attachments.load(path)
 
 

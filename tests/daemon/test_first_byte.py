@@ -12,6 +12,7 @@ from support.peer import connect
 from support.stock import LOGOUT, S
 from varstore_companion.daemon.first_byte import FirstByte
 from varstore_companion.daemon.http_server import REQUEST_SECONDS
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.wire import codec
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.frames import build_frame
@@ -113,21 +114,55 @@ async def test_who_goes_away_without_a_word_leaves_nothing(place: Place) -> None
     assert place.daemon.connections == 0
 
 
-async def test_a_stop_before_the_first_byte_is_said_in_frames(place: Place) -> None:
+async def test_a_stop_before_the_first_byte_is_said_in_frames(place: Place, autojump_clock: MockClock) -> None:
     machine = await place.machine(None)
     async with await connect(machine.path, machine.vm) as peer:
         await wait_all_tasks_blocked()
         await place.daemon.stop()
         (last,) = await peer.rest()
     assert last.error.code == ErrorCode.SHUTTING_DOWN
+    assert autojump_clock.current_time() == pytest.approx(DRAIN_SECONDS)
 
 
-async def test_a_stop_with_the_first_byte_on_its_way_ends_the_session_that_comes(place: Place) -> None:
+async def test_a_framed_peer_whose_hello_is_on_its_way_is_told_at_once(place: Place, mock_clock: MockClock) -> None:
+    machine = await place.machine(None)
+    async with await connect(machine.path, machine.vm) as peer, trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        nursery.start_soon(place.daemon.stop)
+        await wait_all_tasks_blocked()
+        await peer.raw.send_all(b"V")
+        # Not to the end, which is a reset: the byte stays unread.
+        assert b"the daemon is stopping" in await peer.raw.receive_some(1_000)
+    assert mock_clock.current_time() == 0
+
+
+@pytest.mark.parametrize("already", [0, 1, 100])
+async def test_a_call_on_its_way_when_the_daemon_stops_is_answered(place: Place, mock_clock: MockClock, already: int) -> None:
+    """A varstored that has connected sends its call at once, and tries no second time."""
+    machine = await place.machine(None)
+    sent = stock.request(LOGOUT, S)
+    async with await connect(machine.path) as peer, trio.open_nursery() as nursery:
+        await peer.raw.send_all(sent[:already])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(place.daemon.stop)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(DRAIN_SECONDS / 2)
+        await peer.raw.send_all(sent[already:])
+        answer = b""
+        async for data in peer.raw:
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert place.daemon.connections == 0
+
+
+@pytest.mark.parametrize("already", [1, 100])
+async def test_who_does_not_finish_its_call_holds_no_stop_up(place: Place, autojump_clock: MockClock, already: int) -> None:
     machine = await place.machine(None)
     async with await connect(machine.path, machine.vm) as peer:
+        await peer.raw.send_all(stock.request(LOGOUT, S)[:already])
         await wait_all_tasks_blocked()
-        await peer.raw.send_all(b"P")
         await place.daemon.stop()
-        with trio.fail_after(5), suppress(trio.BrokenResourceError):  # closed with the byte unread
+        with suppress(trio.BrokenResourceError):  # closed with something unread
             assert await peer.raw.receive_some(100) == b""
+    assert autojump_clock.current_time() == pytest.approx(DRAIN_SECONDS)
     assert place.daemon.connections == 0

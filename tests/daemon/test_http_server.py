@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from varstore_companion.daemon import http_server
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import CHUNK, IDLE_SECONDS, MAX_HEAD, REQUEST_SECONDS, SEND_SECONDS, HttpSession
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.errors import MalformedError
 
 LIMIT = 1_000
@@ -406,6 +407,28 @@ async def test_stop_ends_an_idle_connection_at_once() -> None:
         await peer.answer()
         await trio.testing.wait_all_tasks_blocked()
         peer.session.stop()
+        assert await peer.end() == b""
+
+
+async def test_stop_lets_the_first_request_come(mock_clock: MockClock) -> None:
+    async with connected() as peer:
+        await trio.testing.wait_all_tasks_blocked()
+        peer.session.stop()
+        mock_clock.jump(DRAIN_SECONDS / 2)
+        await peer.send(post())
+        assert (await peer.answer())[2] == b"CALL"
+        assert await peer.end() == b""
+    assert mock_clock.current_time() == DRAIN_SECONDS / 2
+
+
+async def test_stop_waits_no_longer_than_it_says_for_the_rest_of_a_request(mock_clock: MockClock) -> None:
+    async with connected() as peer:
+        await peer.send(post())
+        await peer.answer()
+        await peer.send(post()[:-1])
+        await trio.testing.wait_all_tasks_blocked()
+        peer.session.stop()
+        mock_clock.jump(DRAIN_SECONDS)
         assert await peer.end() == b""
 
 

@@ -15,7 +15,7 @@ from support.daemon import Machine, Place, updated, written
 from support.peer import connect, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import attachments
-from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.attachments import Attachment, NewerListError
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.main import opened
 from varstore_companion.errors import ConfigurationError, ToolstackUnavailableError
@@ -181,6 +181,17 @@ async def test_one_that_cannot_come_back_keeps_no_other_away(tmp_path: Path, cap
     assert sum("does not come back" in line and f"vm={vm}" in line for line in caplog.messages) == 4
 
 
+async def test_a_list_of_a_later_version_keeps_the_daemon_from_starting_and_stays(tmp_path: Path) -> None:
+    saved = tmp_path / "attached.json"
+    saved.write_text(text := '{"format": 2, "sockets": {}}')
+    place = Place(tmp_path)
+    with pytest.RaisesGroup(pytest.RaisesExc(NewerListError, match="reads up to format 1")):
+        await place.daemon.run()
+    assert saved.read_text() == text
+    assert "attached.json.unreadable" not in names(tmp_path)
+    place.bound.socket.close()
+
+
 @pytest.mark.parametrize("what", ["cut", "folder"])
 async def test_a_list_that_cannot_be_read_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
     saved = tmp_path / "attached.json"
@@ -271,6 +282,13 @@ async def test_cancelled_in_the_middle_the_store_is_the_old_or_the_new_one(tmp_p
     new = VmRecord(updated(scene("ms2011").blob), OK, 1)
     old = VmRecord(scene("ms2011").blob, ON_BOOT, 0)
     assert place.record(machine) == (new if (call, when) == ("write", "after") else old)
+
+
+async def test_the_line_for_systemd_has_the_counts(place: Place) -> None:
+    await place.machine(None)
+    assert place.daemon.status_line == (
+        "toolstack memory, direct, attached 1, connections 0; boots 0, updates 0 (failed 0), writes 0"
+    )
 
 
 # One daemon

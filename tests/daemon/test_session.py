@@ -12,6 +12,7 @@ from support.peer import Peer, Refused, connect
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.acceptor import Acceptor
 from varstore_companion.daemon.limits import VM_BYTES
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.daemon.session import CHUNK, Session
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.toolstack.interface import VmRecord
@@ -331,7 +332,7 @@ async def test_the_end_of_the_stream_waits_for_the_answers(place: Place) -> None
 # Told to stop
 
 
-async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: Place) -> None:
+async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: Place, mock_clock: MockClock) -> None:
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     hang = place.toolstack.hang_next("write")
     async with (
@@ -344,7 +345,12 @@ async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: P
         await hang.reached.wait()
         nursery.start_soon(place.daemon.stop)
         await ended(idle, ErrorCode.SHUTTING_DOWN)
+        # What it speaks is not known yet: an unmodified varstored's call may be on its way.
+        await wait_all_tasks_blocked()
+        assert acceptor(place, machine).connections == 2
+        mock_clock.jump(DRAIN_SECONDS)
         await ended(new, ErrorCode.SHUTTING_DOWN)
+        await wait_all_tasks_blocked()
         assert acceptor(place, machine).connections == 1
         hang.release.set()
         answer = await busy.answer(request)
@@ -353,6 +359,37 @@ async def test_an_idle_peer_is_told_and_a_request_under_way_is_answered(place: P
     assert place.record(machine).store == written("ms2011", 1)
     with pytest.raises(OSError):  # noqa: PT011  refused, once the listening socket is closed
         await connect(machine.path)
+
+
+async def test_a_frame_on_its_way_when_the_daemon_stops_is_carried_out(place: Place, mock_clock: MockClock) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    store = written("ms2011", 1)
+    frame = build_frame(PutStore.TYPE, 2, codec.encode(PutStore(store)))
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+        await peer.raw.send_all(frame[:100])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(place.daemon.stop)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(DRAIN_SECONDS / 2)
+        await peer.raw.send_all(frame[100:])
+        answer, last = await peer.rest()
+    assert (answer.type, answer.request_id) == (PutStoreAnswer.TYPE, 2)
+    assert (last.request_id, last.error.code) == (0, ErrorCode.SHUTTING_DOWN)
+    assert mock_clock.current_time() == DRAIN_SECONDS / 2
+    assert place.record(machine).store == store
+
+
+async def test_a_frame_that_does_not_end_holds_no_stop_up(place: Place, autojump_clock: MockClock) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    frame = build_frame(PutStore.TYPE, 2, codec.encode(PutStore(written("ms2011", 1))))
+    async with machine.peer() as peer:
+        await peer.raw.send_all(frame[:-1])
+        await wait_all_tasks_blocked()
+        await place.daemon.stop()
+        (last,) = await peer.rest()
+    assert last.error.code == ErrorCode.SHUTTING_DOWN
+    assert autojump_clock.current_time() == pytest.approx(DRAIN_SECONDS)
+    assert place.record(machine).store == scene("ms2011").blob
 
 
 async def test_the_first_error_says_whether_to_try_again(place: Place) -> None:

@@ -238,5 +238,7 @@ class _Loop:
 
     def _quarantined(self, machine: Machine) -> set[Version]:
         folder = self._home.state / "backups" / str(machine.vm)
-        kept = [path for path in folder.glob("*.vars") if json.loads(path.with_suffix(".json").read_text())["why"] == "set_aside"]
+        kept = [
+            path for path in folder.glob("*.vars") if json.loads(path.with_suffix(".json").read_text())["why"] == "set_aside"
+        ]
         return {version_of(path.read_bytes()) for path in kept}

@@ -22,12 +22,13 @@ def python_command(code: str, *arguments: object) -> list[str]:
 
 
 def python_environment() -> dict[str, str]:
-    """An environment in which this program's sources are found."""
-    return {**os.environ, "PYTHONPATH": str(_SOURCES)}
+    """An environment in which this program's sources are found, and no manager of these tests' own."""
+    own = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")}
+    return {**own, "PYTHONPATH": str(_SOURCES)}
 
 
 @contextmanager
-def python(code: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
+def python(code: str, *arguments: object, close_fds: bool = True) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
     """Run `code` in a process of its own: the process, its standard input, its standard output. Killed at the end."""
     with subprocess.Popen(
         python_command(code, *arguments),
@@ -35,6 +36,7 @@ def python(code: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str
         stdout=subprocess.PIPE,
         text=True,
         env=python_environment(),
+        close_fds=close_fds,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

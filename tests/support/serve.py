@@ -1,11 +1,12 @@
 """A `serve` process with the embedded toolstack, and what speaks to it."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -28,6 +29,9 @@ run()
 """
 
 
+_RUN = "from varstore_companion.cli.main import run; run()"
+
+
 class Home:
     """A folder in which daemons run, one after the other."""
 
@@ -36,9 +40,11 @@ class Home:
         self.state = folder / "state"
         self.control = folder / "control.sock"
 
-    def command(self, *more: object, descriptors: int | None = None) -> list[str]:
-        """The command line of a daemon here."""
-        start = ["-m", "varstore_companion.cli"] if descriptors is None else ["-c", _WITH_FEW_DESCRIPTORS, str(descriptors)]
+    def command(self, *more: object, descriptors: int | None = None, before: str | None = None) -> list[str]:
+        """The command line of a daemon here. `before`: code that its process runs first."""
+        start = ["-m", "varstore_companion.cli"] if before is None else ["-c", f"{before}\n{_RUN}"]
+        if descriptors is not None:
+            start = ["-c", _WITH_FEW_DESCRIPTORS, str(descriptors)]
         # The settings of the machine that runs the tests are none of theirs.
         options = [
             "--config",
@@ -54,9 +60,11 @@ class Home:
         return [sys.executable, *start, "serve", *map(str, options)]
 
     @contextmanager
-    def serve(self, *more: object, descriptors: int | None = None) -> Iterator["Serve"]:
-        """Run a daemon; it is ready. Killed at the end if it runs still."""
-        with self.serving(self.command(*more, descriptors=descriptors)) as serve:
+    def serve(
+        self, *more: object, descriptors: int | None = None, prefix: Sequence[str] = (), before: str | None = None
+    ) -> Iterator["Serve"]:
+        """Run a daemon; it is ready. Killed at the end if it runs still. `prefix`: a command that runs it."""
+        with self.serving([*prefix, *self.command(*more, descriptors=descriptors, before=before)]) as serve:
             yield serve
 
     @contextmanager
@@ -75,7 +83,9 @@ class Home:
                 serve.wait_until_ready()
                 yield serve
             finally:
-                process.kill()
+                # With what runs it: its session is its own.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 serve.wait()
 
     def database(self) -> Database:

@@ -45,7 +45,21 @@ class Acceptor:
     `busy`: what one connection too many is told before it is closed.
     """
 
-    __slots__ = ("_busy", "_emptied", "_host", "_make", "_most", "_nursery", "_places", "_sessions", "_who", "bound", "scope")
+    __slots__ = (
+        "_accepting",
+        "_busy",
+        "_emptied",
+        "_host",
+        "_make",
+        "_most",
+        "_nursery",
+        "_places",
+        "_sessions",
+        "_stopped",
+        "_who",
+        "bound",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -70,6 +84,8 @@ class Acceptor:
         self._make = make
         self._sessions: set[Served] = set()
         self._emptied: trio.Event | None = None
+        self._accepting = True
+        self._stopped = False
 
     @property
     def connections(self) -> int:
@@ -78,21 +94,17 @@ class Acceptor:
 
     async def run(self) -> None:
         """Accept until `stop`. Closes the listening socket; the file in the file system stays."""
-        with self.scope:
-            async with trio.SocketListener(trio.socket.from_stdlib_socket(self.bound.socket)) as listener:
-                while True:
-                    try:
-                        stream = await listener.accept()
-                    except OSError as error:
-                        if error.errno not in _NO_ROOM:
-                            raise
-                        log.warning("%s cannot accept a connection: %s", self._who, error.strerror)
-                        await trio.sleep(ACCEPT_PAUSE_SECONDS)
-                        continue
-                    self._take(stream)
+        try:
+            with self.scope:
+                async with trio.SocketListener(trio.socket.from_stdlib_socket(self.bound.socket)) as listener:
+                    await self._accept(listener)
+        finally:
+            self._accepting = False
+            self._look_whether_empty()
 
     def stop(self) -> None:
         """Accept no more, end the sessions that wait for their peers, and let the others finish their request."""
+        self._stopped = True
         self.scope.cancel()
         for session in self._sessions:
             session.stop()
@@ -114,11 +126,27 @@ class Acceptor:
         await self.emptied()
 
     async def emptied(self) -> None:
-        """Wait until no connection is left. For after `stop`, or while nobody can connect."""
-        if self._sessions:
+        """Wait until no connection is left, and none can come. For after `stop` or `take_last`."""
+        if self._accepting or self._sessions:
             if self._emptied is None:
                 self._emptied = trio.Event()
             await self._emptied.wait()
+
+    def _look_whether_empty(self) -> None:
+        if self._emptied is not None and not self._accepting and not self._sessions:
+            self._emptied.set()
+
+    async def _accept(self, listener: trio.SocketListener) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                log.warning("%s cannot accept a connection: %s", self._who, error.strerror)
+                await trio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
+            self._take(stream)
 
     def _take(self, stream: trio.SocketStream) -> None:
         if len(self._sessions) >= self._most or self._places.left <= 0:
@@ -135,6 +163,9 @@ class Acceptor:
         session = self._make(stream)
         self._sessions.add(session)
         self._places.left -= 1
+        if self._stopped:
+            # It had been accepted when the stop came.
+            session.stop()
         self._nursery.start_soon(self._serve, session, name=f"connection of {self._who}")
 
     async def _serve(self, session: Served) -> None:
@@ -149,8 +180,7 @@ class Acceptor:
         finally:
             self._sessions.discard(session)
             self._places.left += 1
-            if self._emptied is not None and not self._sessions:
-                self._emptied.set()
+            self._look_whether_empty()
 
 
 def _turn_away(stream: trio.SocketStream, busy: bytes) -> None:

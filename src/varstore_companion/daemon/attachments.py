@@ -19,6 +19,10 @@ DEFAULT_MODE = 0o660
 _HOST_START = Path("/proc/sys/kernel/random/boot_id")
 
 
+class NewerListError(ConfigurationError):
+    """A list that a later version of this program wrote: it stays as it is, for that version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """One socket. `gid`: its group, None to leave it; `resume`: no read through it is a cold boot (invariant 10).
@@ -54,10 +58,12 @@ def interposed(vm: UUID, path: Path, *, resume: bool) -> Attachment:
 
 
 def load(path: Path) -> tuple[Attachment, ...]:
-    """Read the attachments that were saved; none when there is no file. Raises `ConfigurationError`, `OSError`.
+    """Read the attachments that were saved; none when there is no file.
 
     Interposed ones only while the host has not been started anew: a guard's socket has the domain's number in its path, and
     afterwards the same path may be another VM's (invariant 8).
+
+    Raises `NewerListError`, `ConfigurationError` for what is no such list, and `OSError`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -67,8 +73,14 @@ def load(path: Path) -> tuple[Attachment, ...]:
         raise ConfigurationError(f"{path}: not a list of attachments: {error}") from None
     try:
         document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ConfigurationError(f"{path}: format {document['format']}: expected {FORMAT}, which this version reads")
+        number = document["format"]
+        if isinstance(number, int) and number > FORMAT:
+            raise NewerListError(
+                f"{path}: format {number}, from a later version of this program: this one reads up to format {FORMAT}; "
+                "install the later one again, or move the file away to start without its sockets"
+            )
+        if number != FORMAT:
+            raise ConfigurationError(f"{path}: format {number!r}: expected {FORMAT}")
         kept = tuple(_attachment(entry) for entry in document["attachments"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None

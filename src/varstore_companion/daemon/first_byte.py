@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from varstore_companion.daemon.acceptor import Served
-from varstore_companion.daemon.peer_wait import PeerWait
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.wire.limits import HELLO_SECONDS
 
 POST = b"P"
@@ -38,8 +38,8 @@ class FirstByte:
         self._wait = PeerWait()
 
     def stop(self) -> None:
-        """Wait no longer; the session that comes is stopped, too."""
-        self._wait.stop()
+        """Wait as long as a call may be on its way; the session that comes is stopped, too."""
+        self._wait.stop(DRAIN_SECONDS)
 
     async def run(self) -> Served:
         """Wait for the first byte. Closes the stream only when it is cancelled."""

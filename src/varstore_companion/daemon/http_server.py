@@ -13,7 +13,7 @@ import trio
 
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.limits import Share
-from varstore_companion.daemon.peer_wait import PeerWait
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
 
@@ -86,10 +86,12 @@ class HttpSession:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._deadline = float("inf")
         self._wait = PeerWait(share)
+        self._answered = False
 
     def stop(self) -> None:
-        """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
-        self._wait.stop()
+        """End the connection at once between two requests, otherwise after the one that is on its way or carried out."""
+        between = self._answered and self._http.their_state is h11.IDLE and not self._http.trailing_data[0]
+        self._wait.stop(0.0 if between else DRAIN_SECONDS)
 
     async def run(self) -> None:
         """Serve the connection until either side ends it. Closes the stream."""
@@ -103,7 +105,7 @@ class HttpSession:
 
     async def _run(self) -> None:
         try:
-            while await self._one_request() and self._http.our_state is h11.DONE:
+            while await self._one_request() and self._http.our_state is h11.DONE and not self._wait.stopped:
                 self._http.start_next_cycle()
         except h11.RemoteProtocolError as error:
             await self._refuse(_RefusedError(HTTPStatus(error.error_status_hint), str(error)))
@@ -138,6 +140,7 @@ class HttpSession:
             await self._send_pieces([_ONLY_HEAD % len(answer), answer])
             return False
         await self._send_answer(HTTPStatus.OK, answer, _XML)
+        self._answered = True
         return True
 
     def _admit(self, head: h11.Request) -> None:

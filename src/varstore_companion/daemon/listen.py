@@ -11,8 +11,9 @@ from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError
 
-BACKLOG = 16
-"""Connections that wait to be accepted. A varstored makes one; the guard's own backlog is 2."""
+BACKLOG = 128
+"""Connections that wait to be accepted, also for the next daemon during a restart: one more fails at once where its peer does
+not wait to connect, as with a timeout in Python. A varstored makes one; the control socket serves half as many together."""
 PATH_LIMIT = 107
 """Bytes of a socket's path: Linux' sun_path without its terminator."""
 
@@ -74,6 +75,25 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
         listener.close()
         raise
     return Bound(listener, path, status.st_dev, status.st_ino)
+
+
+def give_again(bound: Bound, access: Access) -> None:
+    """Give a socket that is in place its mode and group, if it has others by now.
+
+    Raises `ConfigurationError` when the system refuses.
+    """
+    path = bound.path
+    try:
+        found = path.lstat()
+        if stat.S_IMODE(found.st_mode) == access.mode and access.gid in (None, found.st_gid):
+            return
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            give(folder, path.name, access)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be given its group and mode: {error.strerror}") from None
 
 
 def place(folder: int, listener: socket.socket, name: str, access: Access) -> os.stat_result:

@@ -1,5 +1,6 @@
 """The daemon: composes toolstack, rules and sockets, and has the only nurseries."""
 
+import faulthandler
 import logging
 import os
 import signal
@@ -20,8 +21,9 @@ from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.control import Control
 from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.kept import Kept
 from varstore_companion.daemon.limits import Gate
-from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.metrics import Known
 from varstore_companion.daemon.recovery import Recovery
@@ -31,7 +33,9 @@ from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.sockets import Sockets
 from varstore_companion.daemon.staging import Staging
 from varstore_companion.daemon.stats import Stats
+from varstore_companion.daemon.systemd import Service, passed
 from varstore_companion.daemon.vm import Vm
+from varstore_companion.daemon.watch import look_after, status_line, stuck
 from varstore_companion.daemon.xapi_endpoint import XapiEndpoint
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import ConfigurationError, ToolstackError
@@ -54,7 +58,14 @@ class Daemon:
     """The daemon's VMs and sockets. `run` serves them; the other methods are what the control socket asks for."""
 
     def __init__(
-        self, host: Host, reloader: Reloader, saved: Path, control: Bound, xapi: tuple[Bound, XapiEndpoint] | None = None
+        self,
+        host: Host,
+        reloader: Reloader,
+        saved: Path,
+        control: Bound,
+        xapi: tuple[Bound, XapiEndpoint] | None = None,
+        *,
+        kept: Kept | None = None,
     ) -> None:
         self._host = host
         self._started_at = host.now()
@@ -67,7 +78,8 @@ class Daemon:
         # As long as a connection of a VM lives, so does the one object that keeps the order of its writes: also when its
         # socket is detached and attached again meanwhile (invariant 9).
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
-        self._sockets = Sockets(host, saved, self.vm, [control, *([] if xapi is None else [xapi[0]])])
+        self._kept = kept or Kept()
+        self._sockets = Sockets(host, saved, self.vm, [control, *([] if xapi is None else [xapi[0]])], self._kept)
         self.recovery = Recovery(host, self.vm, self._sockets.in_use)
         self._drainer: Drainer | None = None
         self._alerts_sent = trio.Event()
@@ -98,6 +110,9 @@ class Daemon:
             nursery.start_soon(self._control.run, name="control socket")
             if self._xapi is not None:
                 self._xapi_acceptor = self._serve_xapi(*self._xapi, nursery)
+                await self._kept.keep(self._xapi[0])
+            await self._kept.keep(self._control_bound)
+            await self._kept.close_rest()
             log.info("ready: %d sockets, control at %s", len(self._sockets.served), self._control_bound.path)
             task_status.started()
             await trio.sleep_forever()
@@ -112,6 +127,16 @@ class Daemon:
         self._host.end_alerts()
         await self._host.history.finish()
         await self._alerts_sent.wait()
+
+    @property
+    def status_line(self) -> str:
+        """How the daemon does, in one line."""
+        mode = journals.describe(self._host.journal, self._drainer)["mode"]
+        return status_line(mode, len(self._sockets.served), self.connections, self._host)
+
+    def stuck(self) -> str | None:
+        """A call of the toolstack that does not end, in words for the log."""
+        return stuck(self._host.toolstack) if isinstance(self._host.toolstack, MeasuredToolstack) else None
 
     @property
     def connections(self) -> int:
@@ -258,22 +283,25 @@ def _owners() -> frozenset[int]:
 
 
 @contextmanager
-def _listening(path: Path) -> Iterator[Bound]:
+def _listening(path: Path, kept: Kept) -> Iterator[Bound]:
     """Listen on a socket for the owners until the end. Raises `ConfigurationError`."""
-    bound = listen.bind(path, mode=0o600)
+    bound = kept.take_activated(path) or kept.take(path, Access(0o600)) or listen.bind(path, mode=0o600)
     try:
         yield bound
     finally:
-        bound.unlink()
+        if not kept.holds(bound):
+            bound.unlink()
         bound.socket.close()
 
 
 @asynccontextmanager
-async def opened(settings: Settings, source: Source | None = None) -> AsyncIterator[Daemon]:
+async def opened(settings: Settings, source: Source | None = None, kept: Kept | None = None) -> AsyncIterator[Daemon]:
     """Compose a daemon from its settings; it holds the state folder's lock until the end.
 
-    `source`: where a reload reads the settings again; without it they stay as they are. Raises `ConfigurationError`.
+    `source`: where a reload reads the settings again; without it they stay as they are. `kept`: sockets of the last daemon.
+    Raises `ConfigurationError`.
     """
+    kept = kept or Kept()
     with process.locked(settings.state_dir):
         found = rules.load(settings)
         for warning in found.warnings():
@@ -294,12 +322,12 @@ async def opened(settings: Settings, source: Source | None = None) -> AsyncItera
                 reloader.followers.append(chosen.derive.follow)
             process.make_folder(settings.control.parent, mode=0o755)
             with ExitStack() as sockets:
-                control = sockets.enter_context(_listening(settings.control))
+                control = sockets.enter_context(_listening(settings.control, kept))
                 xapi = None
                 if settings.xapi_socket is not None and chosen.calls is not None:
-                    bound = sockets.enter_context(_listening(settings.xapi_socket))
+                    bound = sockets.enter_context(_listening(settings.xapi_socket, kept))
                     xapi = bound, XapiEndpoint(chosen.calls, _owners())
-                yield Daemon(host, reloader, settings.state_dir / "attached.json", control, xapi)
+                yield Daemon(host, reloader, settings.state_dir / "attached.json", control, xapi, kept=kept)
 
 
 async def serve(settings: Settings, source: Source) -> None:
@@ -319,18 +347,32 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
     return [leaf for each in group.exceptions for leaf in (_leaves(each) if isinstance(each, ExceptionGroup) else [each])]
 
 
+async def _reload(service: Service, reloader: Reloader) -> None:
+    async with service.reloading():
+        await reloader.reload_soon()
+
+
 async def _serve(settings: Settings, source: Source) -> None:
     # While it starts and stops, too: a terminal that goes away, or a reload too early, must not end it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    async with opened(settings, source) as daemon, trio.open_nursery() as nursery:
+    service = Service.from_environment(os.environ)
+    if service.watchdog is not None:
+        # Where a daemon stands still that the watchdog ends (SIGABRT) is in its log.
+        faulthandler.enable()
+    kept = Kept(service, passed(os.environ))
+    async with opened(settings, source, kept) as daemon, trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await nursery.start(daemon.run, name="daemon")
+            await service.ready(daemon.status_line)
+            if service.has_manager:
+                nursery.start_soon(look_after, service, daemon, name="news for systemd")
             async for number in signals:
                 if number == signal.SIGHUP:
-                    nursery.start_soon(daemon.reloader.reload_soon, name="reload")
+                    nursery.start_soon(_reload, service, daemon.reloader, name="reload")
                     continue
                 log.info("%s: stopping", signal.Signals(number).name)
                 break
+            await service.stopping(f"stopping: {daemon.connections} connections finish their requests")
             with trio.move_on_after(STOP_SECONDS):
                 await daemon.stop()
             nursery.cancel_scope.cancel()

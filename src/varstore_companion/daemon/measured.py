@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 import trio
@@ -25,18 +26,28 @@ _FAILURES = (
 )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class UnderWay:
+    """A call that has not ended. `begun`: in trio's time."""
+
+    call: str
+    vm: UUID
+    begun: float
+
+
 class MeasuredToolstack:
     """Hands every call on, and tells `stats` how long it took and how it failed. One that is cancelled is timed as well.
 
     `gate`: for those that a VM makes itself.
     """
 
-    __slots__ = ("_gate", "_inner", "_stats")
+    __slots__ = ("_gate", "_inner", "_stats", "_under_way")
 
     def __init__(self, inner: Toolstack, stats: Stats, gate: Gate) -> None:
         self._gate = gate
         self._inner = inner
         self._stats = stats
+        self._under_way: dict[UnderWay, None] = {}  # oldest first
 
     @property
     def name(self) -> str:
@@ -55,32 +66,38 @@ class MeasuredToolstack:
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         async with self._gate:
-            with self._measured("read"):
+            with self._measured("read", vm):
                 return await self._inner.read(vm)
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
         async with self._gate:
-            with self._measured("write"):
+            with self._measured("write", vm):
                 return await self._inner.write(vm, store, update, expected=expected)
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
-        with self._measured("mark"):
+        with self._measured("mark", vm):
             return await self._inner.mark(vm, mark=mark)
 
     async def alert(self, vm: UUID, alert: Alert) -> None:
         """See `Toolstack.alert`."""
-        with self._measured("alert"):
+        with self._measured("alert", vm):
             await self._inner.alert(vm, alert)
 
     async def aclose(self) -> None:
         """See `Toolstack.aclose`."""
         await self._inner.aclose()
 
+    def oldest(self) -> UnderWay | None:
+        """The call under way that began first."""
+        return next(iter(self._under_way), None)
+
     @contextmanager
-    def _measured(self, call: str) -> Iterator[None]:
+    def _measured(self, call: str, vm: UUID) -> Iterator[None]:
         begun = trio.current_time()
+        under_way = UnderWay(call, vm, begun)
+        self._under_way[under_way] = None
         try:
             yield
         except Exception as error:
@@ -88,4 +105,5 @@ class MeasuredToolstack:
             self._stats.call_failures[call][failure] += 1
             raise
         finally:
+            del self._under_way[under_way]
             self._stats.call_seconds[call].add(trio.current_time() - begun)

@@ -6,33 +6,38 @@ import trio
 
 from varstore_companion.daemon.limits import Share
 
+DRAIN_SECONDS = 2.0
+"""For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
+
 
 class PeerWait:
-    """What a connection waits with. `stopped`: the daemon stops, and nothing is waited for any more.
+    """What a connection waits with. `stopped`: the daemon stops, and nothing more is waited for than what is on its way.
 
     `share`: of the bytes that may be in flight; None where nobody is counted.
     """
 
-    __slots__ = ("_held", "_scope", "_share", "stopped")
+    __slots__ = ("_held", "_scope", "_share", "_until", "stopped")
 
     def __init__(self, share: Share | None = None) -> None:
         self._share = share
         self._held = 0
         self._scope: trio.CancelScope | None = None
+        self._until = float("inf")
         self.stopped = False
 
-    def stop(self) -> None:
-        """End the wait at once, and every later one before it begins."""
+    def stop(self, patience: float = 0.0) -> None:
+        """End the wait, and every later one, in `patience` seconds: at once, and before it begins, when there is none."""
         self.stopped = True
+        self._until = min(self._until, trio.current_time() + patience)
         if self._scope is not None:
-            self._scope.cancel()
+            self._scope.deadline = min(self._scope.deadline, self._until)
 
     async def receive(self, receive: Callable[[], Awaitable[bytes | bytearray]], deadline: float) -> bytes | None:
         """What `receive` gives, None when it does not until `deadline` (trio's clock) or the daemon stops."""
-        if self.stopped:
+        if self._until <= trio.current_time():
             return None
         data: bytes | None = None
-        self._scope = trio.CancelScope(deadline=deadline)
+        self._scope = trio.CancelScope(deadline=min(deadline, self._until))
         try:
             with self._scope:
                 if self._share is not None:

@@ -9,7 +9,7 @@ import trio
 from varstore_companion import __version__
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.limits import Share
-from varstore_companion.daemon.peer_wait import PeerWait
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.errors import (
     CompanionError,
     ConfigurationError,
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 65_536
 """Bytes of one read."""
+STOPPING = "the daemon is stopping"
 
 Handler = Callable[[RequestMessage], Awaitable[AnswerMessage]]
 
@@ -118,8 +119,8 @@ class Session:
         self._events = 0
 
     def stop(self) -> None:
-        """End the connection at once when it waits for its peer, otherwise after the request that is being carried out."""
-        self._wait.stop()
+        """End the connection at once between two requests, otherwise after the one that is on its way or carried out."""
+        self._wait.stop(DRAIN_SECONDS if self._connection.partial else 0.0)
 
     async def run(self) -> None:
         """Serve the connection until either side ends it. Closes the stream."""
@@ -140,6 +141,9 @@ class Session:
                 return
             self._wait.holds(self._connection.buffered)
             if not self._connection.partial:
+                if self._wait.stopped:
+                    await self._end(ErrorCode.SHUTTING_DOWN, STOPPING)
+                    return
                 frame_begun = None
             elif frame_begun is None or self._events != events:
                 frame_begun = trio.current_time()
@@ -153,7 +157,7 @@ class Session:
         """Take in what the peer sends next; False when the connection is over."""
         data = await self._wait.receive(partial(self._stream.receive_some, CHUNK), deadline)
         if data is None and self._wait.stopped:
-            await self._end(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+            await self._end(ErrorCode.SHUTTING_DOWN, STOPPING)
         elif data is None:
             self._complaints.add("closed: the peer was too slow")
             await self._end(ErrorCode.TIMED_OUT, "too slow")

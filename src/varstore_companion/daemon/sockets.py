@@ -11,10 +11,11 @@ import trio
 
 from varstore_companion.daemon import attachments, interpose, listen
 from varstore_companion.daemon.acceptor import Acceptor, Places
-from varstore_companion.daemon.attachments import Attachment
+from varstore_companion.daemon.attachments import Attachment, NewerListError
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.host import Host
-from varstore_companion.daemon.listen import Bound
+from varstore_companion.daemon.kept import Kept
+from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
@@ -48,14 +49,15 @@ class Attached(NamedTuple):
 class Sockets:
     """The sockets, listed in the file `saved`. `vm` gives the daemon's side of a VM; `others`: what else the daemon listens on.
 
-    `served`: by path. `start` comes before everything else.
+    `served`: by path; `kept`: where they are while no daemon runs. `start` comes before everything else.
     """
 
-    def __init__(self, host: Host, saved: Path, vm: Callable[[UUID], Vm], others: Iterable[Bound]) -> None:
+    def __init__(self, host: Host, saved: Path, vm: Callable[[UUID], Vm], others: Iterable[Bound], kept: Kept) -> None:
         self._host = host
         self._saved = saved
         self._vm = vm
         self._others = tuple(others)
+        self._kept = kept
         self.served: dict[Path, Attached] = {}
         self.places = Places(ALL_CONNECTIONS)
         self._retiring: set[Attached] = set()
@@ -67,7 +69,7 @@ class Sockets:
         self._nursery: trio.Nursery | None = None
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Bring the saved sockets back, as tasks of `nursery`."""
+        """Bring the saved sockets back, as tasks of `nursery`. Raises `NewerListError`."""
         self._nursery = nursery
         await self._bring_back()
         if self._host.upstreams is not None:
@@ -110,6 +112,7 @@ class Sockets:
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
                 self._serve(attachment, self._bind(attachment), fresh=False)
                 self._stop(there)
+                await self._keep_instead(there)
                 return False
             kept = [*(each.attachment for each in self.served.values()), attachment]
             if attachment.interpose:
@@ -121,6 +124,7 @@ class Sockets:
                 except OSError as error:
                     self._drop(attachment.path)
                     raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+            await self._kept.keep(self.served[attachment.path].acceptor.bound)
         # There is a way to its toolstack now.
         self._host.wake(attachment.vm)
         log.info("vm=%s attached %s", attachment.vm, attachment.path)
@@ -145,6 +149,7 @@ class Sockets:
                 # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).
                 interpose.give_back(path, there.acceptor.bound)
                 self._drop(path)
+                await self._kept.forget(there.acceptor.bound)
                 await self._save_after(path)
             else:
                 try:
@@ -152,12 +157,15 @@ class Sockets:
                 except OSError as error:
                     raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
                 self._drop(path)
+                await self._kept.forget(there.acceptor.bound)
         log.info("vm=%s detached %s", there.attachment.vm, path)
         return True
 
     async def _bring_back(self) -> None:
         try:
             saved = await trio.to_thread.run_sync(attachments.load, self._saved)
+        except NewerListError:
+            raise
         except (ConfigurationError, OSError) as error:
             aside = self._saved.with_name(f"{self._saved.name}.unreadable")
             with suppress(OSError):
@@ -170,10 +178,18 @@ class Sockets:
                 self._serve(attachment, bound, fresh=False)
             except ConfigurationError as error:
                 log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
+        for each in list(self.served.values()):
+            await self._kept.keep(each.acceptor.bound)
 
     def _bind(self, attachment: Attachment, *, returning: bool = False) -> Bound:
         """Have the attachment's path lead to a socket of ours. Raises `ConfigurationError`."""
         self._confirm_upstream(attachment)
+        if returning:
+            # One that is interposed has its guard's group and mode.
+            access = None if attachment.interpose else Access(attachment.mode, attachment.gid)
+            kept = self._kept.take(attachment.path, access)
+            if kept is not None:
+                return kept
         if not attachment.interpose:
             return listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
         taking = interpose.prepare(attachment.path, self._identities(), returning=returning)
@@ -244,7 +260,13 @@ class Sockets:
                 self._complaints.add(f"vm={attachment.vm}: started anew, and its socket is not ours: {error}")
                 return
             self._retire(there)
+            await self._keep_instead(there)
         log.info("vm=%s its guard was started anew: %s is taken over again", attachment.vm, attachment.path)
+
+    async def _keep_instead(self, former: Attached) -> None:
+        """Have what is served at a path kept, and no longer what was served there before."""
+        await self._kept.keep(self.served[former.attachment.path].acceptor.bound)
+        await self._kept.forget(former.acceptor.bound)
 
     def _retire(self, there: Attached) -> None:
         """Let those who have connected to a socket that is no more have what they came for."""
