@@ -1,16 +1,21 @@
 """Writes while the toolstack is away: journaled, acknowledged, delivered, and never turned back (invariants 6, 7 and 9)."""
 
+from pathlib import Path
+from uuid import uuid4
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from support.daemon import Machine, Place, updated, written
+from support.daemon import Machine, Place, certcheck, still_host, updated, written
 from support.memory_toolstack import MemoryToolstack
 from support.peer import Refused
 from support.storemaker import scene
 from varstore_companion.daemon.alerts import SET_ASIDE
-from varstore_companion.daemon.backlog import REFUSALS, Mode
+from varstore_companion.daemon.backlog import MAX_REPLACES, REFUSALS, Mode
 from varstore_companion.daemon.held import ABSENT, digest_of
+from varstore_companion.daemon.journals import opened_ledger
+from varstore_companion.daemon.vm import Vm
 from varstore_companion.errors import (
     JournalError,
     JournalFullError,
@@ -297,6 +302,37 @@ async def test_a_store_that_nobody_has_seen_is_not_journaled_blindly(place: Plac
     assert caught.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
     assert caught.value.try_again
     outage.end()
+
+
+@pytest.mark.parametrize("has_ledger", [True, False])
+async def test_many_daemons_in_one_outage(tmp_path: Path, autojump_clock: MockClock, has_ledger: bool) -> None:
+    toolstack = MemoryToolstack(certcheck)
+    vm, lives = uuid4(), 2 * MAX_REPLACES if has_ledger else MAX_REPLACES // 2
+    toolstack.create(vm, written("ms2011", 0), ON_BOOT)
+    toolstack.late_seconds = 60.0 if has_ledger else 0.0
+    for life in range(lives + 1):
+        async with trio.open_nursery() as nursery:
+            host = still_host(tmp_path, toolstack)
+            host.nursery = nursery
+            host.ledger = opened_ledger(tmp_path / "ledger") if has_ledger else None
+            await nursery.start(host.journal.run)
+            known = Vm(vm, host)
+            if life == 0:
+                await known.read()
+                # Taken, which nobody knows.
+                toolstack.fail_next("write", LOST, when="after")
+                toolstack.fail_next("read", AWAY)
+            if life < lives:
+                assert (await known.put(written("ms2011", life + 1))).journaled
+                assert toolstack.vms[vm].store == written("ms2011", 1)
+            else:
+                await known.settled()
+                await known.deliver(trio.current_time() + 10)
+                assert host.stats.set_aside == 0
+            if host.ledger is not None:
+                host.ledger.close()
+            nursery.cancel_scope.cancel()
+    assert toolstack.vms[vm] == VmRecord(written("ms2011", lives), ON_BOOT, 2)
 
 
 # Writes and deliveries at once

@@ -135,7 +135,9 @@ class Backlog:
 
     def _follows_on(self, before: Entry) -> tuple[bytes, ...]:
         """What a store that takes the place of `before` may find with the toolstack."""
-        may_be_sent = before is self._in_hand or before.recovered or before.digest in self._upstream.writer.may_hold
+        may_hold = self._upstream.writer.may_hold
+        # Of what a daemon before this one has sent, the ledger knows.
+        may_be_sent = before is self._in_hand or before.digest in may_hold or (before.recovered and not may_hold)
         if before.digest in before.replaces or not may_be_sent:
             return before.replaces
         # It may have been sent, by this daemon or by one before it.
