@@ -22,6 +22,8 @@ from support.strategies import mutations, that_fit, variables
 from varstore_companion.files import SHIPPED_MANIFEST
 from varstore_companion.trust.manifest import Manifest
 
+LEAST_ROOM = 4_096
+"""Bytes of a store besides its variables, and for what a mutation puts in."""
 NIGHTLY = "nightly"
 OWNERS = (sb.OWNER_MICROSOFT, sb.OWNER_WRONG, sb.OWNER_VIRT_FIRMWARE, sb.OWNER_TENANT)
 KEYS = {"PK": sb.GLOBAL, "KEK": sb.GLOBAL, "db": sb.IMAGE_SECURITY, "dbx": sb.IMAGE_SECURITY, "dbt": sb.IMAGE_SECURITY}
@@ -146,8 +148,10 @@ def mutated(draw: DrawFn, world: World, base: Sequence[Variable] | None = None) 
         else:
             held.reverse()
     version = draw(st.sampled_from((2, 2, 1, 0)))
+    # A store that no frame can carry is not for a socket.
+    is_small = draw(st.integers(0, 3)) or sum(len(each.encode()) for each in held) > sb.FILE_LIMIT - LEAST_ROOM
     return make_store(
-        that_fit(held) if draw(st.integers(0, 3)) else held,
+        that_fit(held) if is_small else held,
         version,
         b"\1" * sb.ANCILLARY_SIZE if version == 2 else b"",
         draw(st.sampled_from((None, None, 0, (1 << 64) - 1))),

@@ -55,10 +55,14 @@ def in_place(world: World, story: Callable[[Place], Awaitable[None]]) -> None:
         place = Place(Path(folder))
         place.host.rules = Rules(world.manifest, Loaded(world.bodies, {}, ()))
         place.toolstack.check = lambda store: CertificatesState(certcheck(store, world.rules))
-        async with trio.open_nursery() as nursery:
-            await nursery.start(place.daemon.run)
-            await story(place)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(place.daemon.run)
+                await story(place)
+                nursery.cancel_scope.cancel()
+        except ExceptionGroup as group:
+            # What failed, as Hypothesis tells one failure from another by it.
+            raise group.exceptions[0] from None
 
     with tempfile.TemporaryDirectory() as folder:
         trio.run(run, clock=MockClock(autojump_threshold=0))
