@@ -22,13 +22,15 @@ from support.peer import Refused, greeted
 from support.stock import Varstored
 from support.storemaker import scene
 from varstore_companion.daemon import attachments, interpose, sockets
+from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.attachments import Attachment, interposed
 from varstore_companion.daemon.interpose import beside
 from varstore_companion.daemon.rename import Flag, rename
+from varstore_companion.daemon.session import RequestRefusedError
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
-from varstore_companion.wire.messages import Attach, AttachAnswer, Outcome
+from varstore_companion.wire.messages import Attach, AttachAnswer, Durable, Outcome, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState
 OLD = scene("ms2011").blob
@@ -497,3 +499,21 @@ async def test_after_the_host_was_started_anew_a_path_may_be_another_vms(
     assert [each["path"] for each in place.daemon.listed()] == [str(kept.path)]
     assert inode(server.path) == before
     nursery.cancel_scope.cancel()
+
+
+async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_guard(  # invariant 9
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm_module, "FLUSH_SECONDS", 0.5)
+    machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    for _ in range(4):
+        server.next(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
+    with pytest.raises(RequestRefusedError, match="not with its toolstack yet"):
+        await place.daemon.detach(machine.path)
+    # It is served as before.
+    assert names(place) == {machine.path.name, beside(machine.path).name}
+    server._prepared.clear()
+    assert await place.daemon.detach(machine.path)
+    assert guard.model.store == written("ms2011", 1)

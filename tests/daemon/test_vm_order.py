@@ -1,16 +1,21 @@
 """The order of one VM's writes, and what the daemon knows of its store."""
 
 import gc
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from support.daemon import Machine, Place, updated, written
-from support.storemaker import scene
+from support.daemon import VENDOR, Machine, Place, updated, written
+from support.peer import connect
+from support.stock import SET, S, V, request
+from support.storemaker import Variable, make_store, scene
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
+from varstore_companion.wire.frames import build_frame
+from varstore_companion.wire.limits import MAX_PAYLOAD
 from varstore_companion.wire.messages import (
     GetStore,
     GetStoreAnswer,
@@ -147,3 +152,39 @@ async def test_cancelled_anywhere_what_is_known_stays_true(still: Place, what: s
     with trio.fail_after(5):
         boot = await vm.boot()
     assert boot.outcome.name == (Outcome.NOT_ASKED if record.state is OK else Outcome.UPDATED).name
+
+
+@pytest.mark.parametrize("stock", [False, True])
+async def test_a_write_that_its_peer_gave_up_does_not_come_after_the_next_one(place: Place, stock: bool) -> None:  # invariant 9
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    large = make_store([*scene("ms2011").variables, *(Variable(name, VENDOR, bytes(50_000)) for name in "AB")])
+    # Others of the VM's connections hoard so much that a large write is not read for the moment.
+    hoarders = [await connect(machine.path, machine.vm) for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for hoarder in hoarders:
+            await hoarder.hello()
+            nursery.start_soon(hoarder.raw.send_all, build_frame(0x0042, 9, bytes(MAX_PAYLOAD))[:-1])
+        await wait_all_tasks_blocked()
+        gone = await connect(machine.path, machine.vm)
+        if stock:
+            await gone.raw.send_all(request(SET, S, V, b64encode(large).decode()))
+        else:
+            await gone.hello()
+            await gone.send(PutStore(large))
+        await wait_all_tasks_blocked()
+        await gone.raw.aclose()
+        await machine.put(written("ms2011", 2))
+        nursery.cancel_scope.cancel()
+    for hoarder in hoarders:
+        await hoarder.raw.aclose()
+    await wait_all_tasks_blocked()
+    assert place.daemon.connections == 0
+    assert place.record(machine) == VmRecord(written("ms2011", 2), ON_BOOT, 1)
+
+
+async def test_a_peer_that_only_sends_no_more_is_answered(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    async with machine.peer() as peer:
+        asked = await peer.send(PutStore(written("ms2011", 1)))
+        await peer.raw.send_eof()
+        assert isinstance(await peer.answer(asked), PutStoreAnswer)

@@ -191,6 +191,14 @@ def is_left(path: Path) -> bool:
     return os.path.lexists(path.with_name(path.name + BESIDE))
 
 
+def has_guard(path: Path) -> bool:
+    """Whether the guard whose socket was put beside `path` lives."""
+    try:
+        return is_living(beside(path))
+    except OSError:
+        return False
+
+
 def is_displaced(bound: Bound) -> bool:
     """Whether another living socket is where `bound` was: a guard has made PATH anew."""
     if bound.is_in_place():

@@ -137,7 +137,7 @@ class Sockets:
         """
         going = self.served.get(path)
         if going is not None and self._host.upstreams is not None:
-            await self._vm(going.attachment.vm).flush()
+            await self._flush(going)
         async with self._changing:
             there = self.served.get(path)
             if there is None:
@@ -160,6 +160,18 @@ class Sockets:
                 await self._kept.forget(there.acceptor.bound)
         log.info("vm=%s detached %s", there.attachment.vm, path)
         return True
+
+    async def _flush(self, going: Attached) -> None:
+        """Bring what is journaled to the VM's toolstack while there is a way. Raises `RequestRefusedError`.
+
+        A socket that goes back to a living guard waits for that: its guest would write to the guard next, and what it was
+        told is durable would be older than that.
+        """
+        vm = self._vm(going.attachment.vm)
+        await vm.flush()
+        if going.attachment.interpose and not vm.is_direct and interpose.has_guard(going.attachment.path):
+            text = f"{going.attachment.path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
+            raise RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
 
     async def _bring_back(self) -> None:
         try:
