@@ -142,9 +142,10 @@ def give(folder: int, name: str, access: Access) -> os.stat_result:
         if not stat.S_ISSOCK(status.st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         path = Path(f"/proc/self/fd/{itself}")
+        # While it is ours: a root without CAP_FOWNER may not change the mode of somebody else's.
+        path.chmod(access.mode)
         if access.uid is not None or access.gid is not None:
             os.chown(path, -1 if access.uid is None else access.uid, -1 if access.gid is None else access.gid)
-        path.chmod(access.mode)
     finally:
         os.close(itself)
     return status
