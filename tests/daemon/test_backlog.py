@@ -230,6 +230,17 @@ async def test_a_refusal_that_passes_costs_nothing(place: Place, autojump_clock:
     assert place.alerts() == []
 
 
+async def test_refused_reads_say_nothing_about_the_entry(place: Place, autojump_clock: MockClock) -> None:
+    machine = await known(place)
+    outage = Outage(place)
+    await machine.put(written("ms2011", 1))
+    place.toolstack.fail_next("read", *[ToolstackRefusedError("RBAC_PERMISSION_DENIED", "not you")] * (2 * REFUSALS))
+    outage.end()
+    await delivered(place)
+    assert place.record(machine).store == written("ms2011", 1)
+    assert place.alerts() == []
+
+
 async def test_a_vm_that_is_gone(place: Place, autojump_clock: MockClock) -> None:
     machine = await known(place)
     outage = Outage(place)

@@ -185,7 +185,7 @@ class Backlog:
 
     async def _deliver(self, deadline: float) -> None:
         try:
-            record = await self._upstream.look()
+            record = await self._look()
             # A store that is being journaled goes by what may have been sent when that began: nothing more is sent until then.
             while self._append is not None and not self._append.is_over:
                 await self._append.ended()
@@ -211,6 +211,15 @@ class Backlog:
         self._host.stats.delivered += 1
         waited = self._host.now() - entry.at
         log.info("vm=%s the journaled store is with the toolstack, %.1f s after it was acknowledged", self._uuid, waited)
+
+    async def _look(self) -> VmRecord:
+        """A read that is refused says nothing about the store that waits, unless the VM is gone."""
+        try:
+            return await self._upstream.look()
+        except ToolstackRefusedError as error:
+            if error.code == "HANDLE_INVALID":
+                raise
+            raise ToolstackUnavailableError(f"what it holds cannot be read: {error}") from None
 
     async def _refused(self, error: ToolstackRefusedError) -> None:
         if error.code == "HANDLE_INVALID" and self._host.upstreams is not None:
