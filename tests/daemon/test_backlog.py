@@ -367,6 +367,19 @@ class Gate:
         self._open.set()
 
 
+async def test_a_write_that_comes_to_be_journaled_while_the_one_before_is_waited_for(still: Place) -> None:
+    backlog = still.new_vm(scene("ms2011").blob, OK)._backlog
+    first = backlog._append = still.host.errand(trio.sleep_forever, "first")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backlog.settled)
+        await wait_all_tasks_blocked()
+        first.give_up()
+        second = backlog._append = still.host.errand(trio.sleep_forever, "second")
+        await wait_all_tasks_blocked()
+        assert not backlog.is_settled
+        second.give_up()
+
+
 async def test_a_write_that_is_being_journaled_while_the_one_before_is_delivered(  # invariant 9
     place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,10 +92,13 @@ class Backlog:
 
     async def settled(self) -> None:
         """Wait until it is."""
-        if self._append is not None:
-            await self._append.ended()
-            self._append = None
+        await self._journaled()
         await self._upstream.writer.settled()
+
+    async def _journaled(self) -> None:
+        """Wait until nothing is being journaled; while that is waited for, another store may come."""
+        while self._append is not None and not self._append.is_over:
+            await self._append.ended()
 
     async def add(self, store: bytes, reason: str, deadline: float) -> None:
         """Journal a store, until `deadline` (trio's clock); it is durable when this returns, and its delivery is seen to.
@@ -104,8 +107,7 @@ class Backlog:
         the toolstack's, and `ToolstackUnclearError` when the disk does not take it, or not in time.
         """
         with trio.move_on_at(deadline):
-            if self._append is not None:
-                await self._append.ended()
+            await self._journaled()
             before = self.pending
             replaces = self._upstream.writer.may_hold if before is None else self._follows_on(before)
             if not replaces:
@@ -187,8 +189,7 @@ class Backlog:
         try:
             record = await self._look()
             # A store that is being journaled goes by what may have been sent when that began: nothing more is sent until then.
-            while self._append is not None and not self._append.is_over:
-                await self._append.ended()
+            await self._journaled()
             entry = self._in_hand = self.pending
             if entry is None:
                 return
