@@ -231,6 +231,17 @@ async def test_a_refusal_that_passes_costs_nothing(place: Place, autojump_clock:
     assert place.alerts() == []
 
 
+async def test_refused_reads_say_nothing_about_the_entry(place: Place, autojump_clock: MockClock) -> None:
+    machine = await known(place)
+    outage = Outage(place)
+    await machine.put(written("ms2011", 1))
+    place.toolstack.fail_next("read", *[ToolstackRefusedError("RBAC_PERMISSION_DENIED", "not you")] * (2 * REFUSALS))
+    outage.end()
+    await delivered(place)
+    assert place.record(machine).store == written("ms2011", 1)
+    assert place.alerts() == []
+
+
 async def test_a_vm_that_is_gone(place: Place, autojump_clock: MockClock) -> None:
     machine = await known(place)
     outage = Outage(place)
@@ -355,6 +366,19 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+async def test_a_write_that_comes_to_be_journaled_while_the_one_before_is_waited_for(still: Place) -> None:
+    backlog = still.new_vm(scene("ms2011").blob, OK)._backlog
+    first = backlog._append = still.host.errand(trio.sleep_forever, "first")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backlog.settled)
+        await wait_all_tasks_blocked()
+        first.give_up()
+        second = backlog._append = still.host.errand(trio.sleep_forever, "second")
+        await wait_all_tasks_blocked()
+        assert not backlog.is_settled
+        second.give_up()
 
 
 async def test_a_write_that_is_being_journaled_while_the_one_before_is_delivered(  # invariant 9

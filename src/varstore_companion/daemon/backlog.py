@@ -93,10 +93,13 @@ class Backlog:
 
     async def settled(self) -> None:
         """Wait until it is."""
-        if self._append is not None:
-            await self._append.ended()
-            self._append = None
+        await self._journaled()
         await self._upstream.writer.settled()
+
+    async def _journaled(self) -> None:
+        """Wait until nothing is being journaled; while that is waited for, another store may come."""
+        while self._append is not None and not self._append.is_over:
+            await self._append.ended()
 
     async def add(self, store: bytes, reason: str, deadline: float) -> None:
         """Journal a store, until `deadline` (trio's clock); it is durable when this returns, and its delivery is seen to.
@@ -105,8 +108,7 @@ class Backlog:
         the toolstack's, and `ToolstackUnclearError` when the disk does not take it, or not in time.
         """
         with trio.move_on_at(deadline):
-            if self._append is not None:
-                await self._append.ended()
+            await self._journaled()
             before = self.pending
             replaces = self._upstream.writer.may_hold if before is None else self._follows_on(before)
             if not replaces:
@@ -186,10 +188,9 @@ class Backlog:
 
     async def _deliver(self, deadline: float) -> None:
         try:
-            record = await self._upstream.look()
+            record = await self._look()
             # A store that is being journaled goes by what may have been sent when that began: nothing more is sent until then.
-            while self._append is not None and not self._append.is_over:
-                await self._append.ended()
+            await self._journaled()
             entry = self._in_hand = self.pending
             if entry is None:
                 return
@@ -212,6 +213,15 @@ class Backlog:
         self._host.stats.delivered += 1
         waited = self._host.now() - entry.at
         log.info("vm=%s the journaled store is with the toolstack, %.1f s after it was acknowledged", self._uuid, waited)
+
+    async def _look(self) -> VmRecord:
+        """A read that is refused says nothing about the store that waits, unless the VM is gone."""
+        try:
+            return await self._upstream.look()
+        except ToolstackRefusedError as error:
+            if error.code == "HANDLE_INVALID":
+                raise
+            raise ToolstackUnavailableError(f"what it holds cannot be read: {error}") from None
 
     async def _refused(self, error: ToolstackRefusedError) -> None:
         if error.code == "HANDLE_INVALID" and self._host.upstreams is not None:
