@@ -60,6 +60,7 @@ class _Loop:
         self._home = home
         self._tally = tally
         self._say = say
+        self._has_said = False
         # One a purpose: what one of them draws must not depend on how often another had its turn.
         self._random = Random(plan.seed)
         self._trigger = Trigger()
@@ -148,6 +149,10 @@ class _Loop:
         await self._ended(life)
         tally.kills += 1
         tally.kills_by[how] += 1
+        if tally.notes and not self._has_said:
+            # The first one says most: those behind it may only follow from it.
+            self._has_said = True
+            self._say(tally.notes[0])
         if tally.kills % 20 == 0:
             self._say(f"{tally.kills} kills, {tally.acknowledged:,} acknowledged, {len(tally.notes)} violations")
 

@@ -1,6 +1,6 @@
 """Twenty kills, other ones each time. `make nightly` makes 500.
 
-The seed is printed with the table: `python tests/killing/run.py --kills 20 --movers 2 --longest-life 0.6 --seed N` goes by it again.
+The seed is printed with the table; `tests/killing/run.py --kills 20 --movers 2 --longest-life 0.6 --seed N` goes by it again.
 """
 
 from pathlib import Path
