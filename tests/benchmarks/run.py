@@ -16,13 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # The line above makes them importable in isolated mode.
-from benchmarks import answers, boots, memory, puts, starts, upgrades, verdicts, writes
+from benchmarks import answers, backlogs, boots, memory, puts, starts, upgrades, verdicts, writes
 from benchmarks.harness import FULL, SMOKE, Effort, Figure, UnavailableError
 from benchmarks.table import as_json, as_table
 
 GROUPS: dict[str, tuple[Callable[[Effort], Iterator[Figure]], tuple[str, ...]]] = {
     "the verdict on a write": (verdicts.figures, ("verdict-same", "verdict-boot-entry", "verdict-db")),
     "a write over a socket": (puts.figures, ("put",)),
+    "the journal": (backlogs.figures, ("journal-fsyncs", "journal-drain", "journal-idle", "journal-ledger")),
     "a write in the toolstack": (writes.figures, ("certcheck-avoided",)),
     "an upgrade of the toolstack's file": (upgrades.figures, ("upgrade",)),
     "a run of certcheck": (starts.figures, ("certcheck-wall", "certcheck-cpu")),

@@ -1,4 +1,4 @@
-"""A toolstack in memory that goes away, answers slowly, loses answers and carries out late; it sees what must never be written."""
+"""A toolstack in memory that goes away, slows down, loses answers and carries out late, and sees what must never be written."""
 
 from pathlib import Path
 from uuid import UUID
