@@ -54,6 +54,13 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: None) -
     return tally
 
 
+async def waiting(control: Path) -> int:
+    """How many stores wait for the toolstack, as the daemon says."""
+    async with greeted(control) as peer:
+        answer = await peer.call(Status(), StatusAnswer)
+    return int(json.loads(answer.json)["journal"]["stores"])
+
+
 class _Loop:
     def __init__(self, plan: Plan, home: Home, tally: Tally, say: Callable[[str], None]) -> None:
         self._plan = plan
@@ -210,12 +217,8 @@ class _Loop:
         await self._ended(life)
 
     async def _drained(self) -> None:
-        async with greeted(self._home.control) as control:
-            while True:
-                answer = await control.call(Status(), StatusAnswer)
-                if json.loads(answer.json)["journal"]["stores"] == 0 and not self._chaos.coming:
-                    return
-                await trio.sleep(0.02)
+        while await waiting(self._home.control) or self._chaos.coming:  # noqa: ASYNC110  another process's
+            await trio.sleep(0.02)
 
     async def _judge(self, machine: Machine) -> None:
         held = self._chaos.guards[machine.vm].held
