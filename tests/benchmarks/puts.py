@@ -33,21 +33,21 @@ def figures(effort: Effort) -> Iterator[Figure]:
         folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
         for which, folder in zip(("daemon", "echo"), folders, strict=True):
             stack.enter_context(server(which, str(folder)))
-        daemon, echo = (stack.enter_context(_connected(folder / SOCKET)) for folder in folders)
-        _greet(daemon)
+        daemon, echo = (stack.enter_context(connected(folder / SOCKET)) for folder in folders)
+        greet(daemon)
         # The guest changes a boot entry back and forth: the keys stay, the bytes do not.
-        frames = [_frame(PutStore(blob)) for blob in (stores.store(), stores.store_with_boot_entry())]
-        answer_bytes = len(_put(daemon, frames[0]))
+        frames = [frame_of(PutStore(blob)) for blob in (stores.store(), stores.store_with_boot_entry())]
+        answer_bytes = len(put(daemon, frames[0]))
         rounds = interleaved(
             effort.exchanges,
-            seconds(_exchange(daemon, frames, answer_bytes), 5),
-            seconds(_exchange(echo, frames, len(frames[0])), 5),
+            seconds(exchange(daemon, frames, answer_bytes), 5),
+            seconds(exchange(echo, frames, len(frames[0])), 5),
         )
-        _put(daemon, frames[0])
+        put(daemon, frames[0])
     yield ratio("put", "PUT_STORE answered over a Unix socket", rounds, YARDSTICK, TARGET)
 
 
-def _exchange(connection: socket.socket, frames: list[bytes], answer_bytes: int) -> Callable[[], None]:
+def exchange(connection: socket.socket, frames: list[bytes], answer_bytes: int) -> Callable[[], None]:
     """Send a frame and receive all of its answer: the very same client for both servers."""
     room = memoryview(bytearray(answer_bytes))
     turns = cycle(frames)
@@ -63,7 +63,7 @@ def _exchange(connection: socket.socket, frames: list[bytes], answer_bytes: int)
     return exchange
 
 
-def _put(connection: socket.socket, frame: bytes) -> bytes:
+def put(connection: socket.socket, frame: bytes) -> bytes:
     """Write a store and see that it was taken without certcheck; returns the answer's frame."""
     connection.sendall(frame)
     answer = _receive_frame(connection)
@@ -71,12 +71,12 @@ def _put(connection: socket.socket, frame: bytes) -> bytes:
     return answer
 
 
-def _greet(connection: socket.socket) -> None:
-    connection.sendall(_frame(Hello.of(ClientKind.VARSTORED, vm=VM, name="benchmark")))
+def greet(connection: socket.socket) -> None:
+    connection.sendall(frame_of(Hello.of(ClientKind.VARSTORED, vm=VM, name="benchmark")))
     decode(HelloAnswer, _receive_frame(connection)[HEADER_BYTES:])
 
 
-def _frame(message: RequestMessage) -> bytes:
+def frame_of(message: RequestMessage) -> bytes:
     return build_frame(message.TYPE, 1, encode(message))
 
 
@@ -87,7 +87,7 @@ def _receive_frame(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def _connected(path: Path) -> Iterator[socket.socket]:
+def connected(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(30)
         connection.connect(str(path))

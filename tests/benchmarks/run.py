@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # The line above makes them importable in isolated mode.
-from benchmarks import answers, boots, c_puts, guarded, memory, puts, starts, upgrades, verdicts, writes
+from benchmarks import answers, backlogs, boots, c_puts, guarded, memory, puts, starts, upgrades, verdicts, writes
 from benchmarks.harness import FULL, SMOKE, Effort, Figure, UnavailableError
 from benchmarks.table import as_json, as_table
 
@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[Callable[[Effort], Iterator[Figure]], tuple[str, ...]]] 
     "a write over a socket": (puts.figures, ("put",)),
     "a write through to a guard": (guarded.figures, ("guard-cpu", "guard-elapsed", "guard-many")),
     "a write by the C client": (c_puts.figures, ("c-put-p50", "c-put-p99")),
+    "the journal": (backlogs.figures, ("journal-fsyncs", "journal-drain", "journal-idle", "journal-ledger")),
     "a write in the toolstack": (writes.figures, ("certcheck-avoided",)),
     "an upgrade of the toolstack's file": (upgrades.figures, ("upgrade",)),
     "a run of certcheck": (starts.figures, ("certcheck-wall", "certcheck-cpu")),

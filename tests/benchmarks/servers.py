@@ -1,4 +1,7 @@
-"""The servers that are measured from outside: `python -m benchmarks.servers daemon|echo|guarded FOLDER`, `guards FOLDER COUNT`.
+"""The servers that are measured from outside: `python -m benchmarks.servers WHICH FOLDER`, `guards FOLDER COUNT`.
+
+`daemon`, `ledger` and `bare` are the daemon as it is, beside a guard, and without a journal; `echo` the yardstick; `guarded`
+the daemon on guards.
 
 Each says "ready" on standard error once its socket answers: `SOCKET` in the folder, of `guarded` its control socket, of
 `guards` each of `guard_of`.
@@ -9,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 from time import time
+from unittest.mock import patch
 from uuid import UUID
 
 import trio
@@ -19,10 +23,14 @@ from support.memory_toolstack import MemoryToolstack
 from varstore_companion.daemon import listen
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
 from varstore_companion.daemon.config import Settings, Source
+from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.main import Daemon
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
+from varstore_companion.daemon.vm import Vm, Written
+from varstore_companion.daemon.writer import Writer
+from varstore_companion.efi.outline import Outline
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded
 from varstore_companion.toolstack.guard import GuardToolstack
@@ -40,12 +48,13 @@ class ForgetfulToolstack(MemoryToolstack):
         return await super().write(vm, store, update, expected=expected)
 
 
-async def daemon(folder: Path) -> None:
+async def daemon(folder: Path, *, has_ledger: bool = False) -> None:
     """The daemon with one attached VM, on a toolstack in memory. It logs as `serve` does, to nowhere."""
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
     toolstack = ForgetfulToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
     host = host_in(folder, toolstack, Rules(load_manifest(), Loaded({}, {}, ())), time)
+    host.ledger = opened_ledger(folder / "ledger") if has_ledger else None
     control = listen.bind(folder / "control", mode=0o600)
     served = Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control)
     async with trio.open_nursery() as nursery:
@@ -63,6 +72,24 @@ async def guarded(folder: Path) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control).run)
         _ready()
+
+
+async def ledger(folder: Path) -> None:
+    """The daemon as it is beside a guard: it notes what is under way."""
+    await daemon(folder, has_ledger=True)
+
+
+async def bare(folder: Path) -> None:
+    """The daemon with neither journal nor ledger on a write's way: what a write cost before there were any."""
+
+    async def put(vm: Vm, blob: bytes, new: Outline | None, _deadline: float) -> Written:
+        return await vm._put_straight(blob, new)
+
+    def know_nothing(_writer: Writer, *_given: object) -> None:
+        """Neither a digest nor a note is kept."""
+
+    with patch.multiple(Vm, _put=put), patch.multiple(Writer, _holds=know_nothing, saw=know_nothing, _note=know_nothing):
+        await daemon(folder)
 
 
 async def echo(folder: Path) -> None:
@@ -87,7 +114,8 @@ def _ready() -> None:
 def main(which: str, folder: str, *count: str) -> None:
     if which == "guards":
         fast_guard.main(Path(folder), int(*count))
-    trio.run({"daemon": daemon, "echo": echo, "guarded": guarded}[which], Path(folder))
+    servers = {"daemon": daemon, "ledger": ledger, "bare": bare, "echo": echo, "guarded": guarded}
+    trio.run(servers[which], Path(folder))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from support.fake_guard import SET_CALLS, Guard, Server, VmModel, http
 from varstore_companion.toolstack.xmlrpc import Call, Failure, build_response
 from varstore_companion.trust.state import CertificatesState, Update
 
-LATE_SECONDS: Final = 2
+LATE_SECONDS: Final = 1
 """What the daemon is told: for how long a call that was given up may still be carried out."""
-LATE_MOST: Final = 0.7
+LATE_MOST: Final = 0.3
 """For how long one is, at most: what is between the two is for this process to notice late that one was given up."""
-LATE_CHECKED: Final = 1.3
+LATE_CHECKED: Final = 0.5
 """One that could not be carried out until then, because this process did not get its turn, never is."""
 HANG_MOST: Final = 4.0
 REFUSALS: Final = 2

@@ -15,7 +15,7 @@ import trio
 from killing.guards import LATE_SECONDS, Chaos
 from killing.life import Life
 from killing.machine import Load, Machine
-from killing.stores import FOREIGN, Version, version_of
+from killing.stores import FOREIGN, Version, set_aside
 from killing.tally import Tally
 from killing.trigger import MOMENTS, Trigger
 from support.peer import greeted
@@ -54,12 +54,20 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: None) -
     return tally
 
 
+async def waiting(control: Path) -> int:
+    """How many stores wait for the toolstack, as the daemon says."""
+    async with greeted(control) as peer:
+        answer = await peer.call(Status(), StatusAnswer)
+    return int(json.loads(answer.json)["journal"]["stores"])
+
+
 class _Loop:
     def __init__(self, plan: Plan, home: Home, tally: Tally, say: Callable[[str], None]) -> None:
         self._plan = plan
         self._home = home
         self._tally = tally
         self._say = say
+        self._has_said = False
         # One a purpose: what one of them draws must not depend on how often another had its turn.
         self._random = Random(plan.seed)
         self._trigger = Trigger()
@@ -148,6 +156,10 @@ class _Loop:
         await self._ended(life)
         tally.kills += 1
         tally.kills_by[how] += 1
+        if tally.notes and not self._has_said:
+            # The first one says most: those behind it may only follow from it.
+            self._has_said = True
+            self._say(tally.notes[0])
         if tally.kills % 20 == 0:
             self._say(f"{tally.kills} kills, {tally.acknowledged:,} acknowledged, {len(tally.notes)} violations")
 
@@ -205,12 +217,8 @@ class _Loop:
         await self._ended(life)
 
     async def _drained(self) -> None:
-        async with greeted(self._home.control) as control:
-            while True:
-                answer = await control.call(Status(), StatusAnswer)
-                if json.loads(answer.json)["journal"]["stores"] == 0 and not self._chaos.coming:
-                    return
-                await trio.sleep(0.02)
+        while await waiting(self._home.control) or self._chaos.coming:  # noqa: ASYNC110  another process's
+            await trio.sleep(0.02)
 
     async def _judge(self, machine: Machine) -> None:
         held = self._chaos.guards[machine.vm].held
@@ -237,8 +245,4 @@ class _Loop:
             self._tally.violated("lost", machine.vm, f"{machine.acknowledged} is not in quarantine, but {kept}")
 
     def _quarantined(self, machine: Machine) -> set[Version]:
-        folder = self._home.state / "backups" / str(machine.vm)
-        kept = [
-            path for path in folder.glob("*.vars") if json.loads(path.with_suffix(".json").read_text())["why"] == "set_aside"
-        ]
-        return {version_of(path.read_bytes()) for path in kept}
+        return set_aside(self._home.state / "backups" / str(machine.vm))

@@ -27,7 +27,7 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     plan = Plan(options.seed, options.kills, movers=options.movers, longest_life=options.longest_life)
     with tempfile.TemporaryDirectory(prefix="killing-") as folder:
-        tally = run(plan, Path(folder), lambda text: print(text, flush=True))
+        tally = run(plan, Path(folder), lambda text: print(text, file=sys.stderr))
     print(tally.table())
     return 1 if tally.notes else 0
 

@@ -1,6 +1,8 @@
 """Stores that carry a number: which of two is the newer one can be read from their bytes."""
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from support.daemon import updated, written
@@ -26,6 +28,12 @@ class Version(NamedTuple):
 def _template(*, is_updated: bool) -> bytes:
     old = written("ms2011", 0)
     return updated(old) if is_updated else old
+
+
+def set_aside(folder: Path) -> set[Version]:
+    """The versions in a VM's folder of backups that were journaled and must not be delivered any more."""
+    kept = [path for path in folder.glob("*.vars") if json.loads(path.with_suffix(".json").read_text())["why"] == "set_aside"]
+    return {version_of(path.read_bytes()) for path in kept}
 
 
 def store_of(version: Version) -> bytes:

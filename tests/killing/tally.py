@@ -9,7 +9,7 @@ from uuid import UUID
 
 VIOLATIONS = ("lost", "turned_back", "marks_lost", "fields_untrue", "lies", "bugs", "died")
 
-TRAIL: Final = 60
+TRAIL: Final = 150
 """Of a VM's last events, those that are kept."""
 
 

@@ -1,21 +1,24 @@
 """Twenty kills, other ones each time. `make nightly` makes 500.
 
-The seed is printed with the table: `python tests/killing/run.py --kills 20 --movers 2 --longest-life 0.6 --seed N` goes by it
-again.
+The seed is printed with the table; `tests/killing/run.py --kills 20 --movers 2 --longest-life 0.6 --seed N` goes by it again.
 """
 
 from pathlib import Path
 from random import SystemRandom
 
 import pytest
+import trio
 
+from killing.embedded import EmbeddedLoop
 from killing.loop import Plan, run
 from support.certificates import microsoft_folder
 
+pytestmark = pytest.mark.skipif(
+    microsoft_folder() is None, reason="Microsoft's certificates come from the package virt-firmware, which is not installed"
+)
+
 
 def test_nothing_acknowledged_is_lost_or_turned_back(tmp_path: Path) -> None:  # invariants 6, 7 and 9
-    if microsoft_folder() is None:
-        pytest.skip("Microsoft's certificates come from the package virt-firmware, which is not installed")
     seed = SystemRandom().getrandbits(32)
     tally = run(Plan(seed, kills=20, movers=2, longest_life=0.6), tmp_path)
     print(f"seed {seed}\n{tally.table()}")
@@ -25,3 +28,16 @@ def test_nothing_acknowledged_is_lost_or_turned_back(tmp_path: Path) -> None:  #
     assert tally.to_toolstack > 50
     assert tally.to_journal > 50
     assert tally.quarantined == tally.moved
+
+
+async def test_nor_on_the_embedded_toolstack_while_its_file_is_locked(tmp_path: Path) -> None:  # invariants 6, 7 and 9
+    seed = SystemRandom().getrandbits(32)
+    loop = EmbeddedLoop(tmp_path, seed, kills=4)
+    with trio.fail_after(120):
+        await loop.run()
+    print(f"seed {seed}\n{loop.tally.table()}")
+    assert not loop.tally.notes
+    assert loop.tally.kills == 4
+    assert loop.tally.quarantined == 0
+    assert loop.tally.to_toolstack > 20
+    assert loop.tally.to_journal > 0

@@ -48,6 +48,19 @@ def unmounted(folder: Path) -> None:
     subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be changed there, until the end."""
+    made = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"nothing can be mounted here: {made.stderr.strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
+        yield
+    finally:
+        unmounted(folder)
+
+
 class Site:
     """A VM, its guard, and one daemon after the other beside them."""
 
@@ -104,7 +117,7 @@ class Site:
     async def delivered(self, number: int) -> None:
         """Wait until nothing is pending; the toolstack holds this store then."""
         with trio.fail_after(SECONDS):
-            while await self._pending():
+            while await self._pending():  # noqa: ASYNC110  it is another process's
                 await trio.sleep(0.02)
         assert self.model.store == written("ms2011", number)
 
@@ -206,16 +219,9 @@ async def test_a_state_folder_that_can_only_be_read_is_refused_at_the_start(site
         await site.attached()
         site.goes()
         assert await site.put(1) is Durable.JOURNAL
-    state = site.home.state
-    made = subprocess.run(["mount", "--bind", state, state], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"nothing can be mounted here: {made.stderr.strip()}")
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", state], check=True, capture_output=True)
+    with read_only(site.home.state):
         code, said = await refused(site)
-        assert (code, "Read-only file system" in said, str(state) in said) == (2, True, True), said
-    finally:
-        unmounted(state)
+        assert (code, "Read-only file system" in said, str(site.home.state) in said) == (2, True, True), said
     with site.home.serve(*site.options):
         await site.comes()
         await site.delivered(1)
