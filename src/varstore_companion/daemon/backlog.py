@@ -227,10 +227,11 @@ class Backlog:
         if error.code == "HANDLE_INVALID" and self._host.upstreams is not None:
             raise ToolstackUnavailableError(f"{error}: it waits until the VM is attached again") from None
         self._refusals += 1
-        if self._refusals < REFUSALS:
+        entry = self.pending
+        # One that has come meanwhile has not been offered yet.
+        if self._refusals < REFUSALS or entry is None or self._in_hand not in (None, entry):
             raise error
-        if (entry := self.pending) is not None:
-            await self._set_aside(entry, await self._host.journal.load(entry), f"the toolstack refuses it: {error}")
+        await self._set_aside(entry, await self._host.journal.load(entry), f"the toolstack refuses it: {error}")
 
     async def _set_aside(self, entry: Entry, store: bytes, reason: str) -> None:
         """Keep the store where an operator can bring it back from, durably, and deliver it no more."""
