@@ -10,7 +10,7 @@ from support.outage import AWAY, LOST, Outage, delivered, known
 from support.peer import Refused
 from support.storemaker import scene
 from varstore_companion.daemon.alerts import SET_ASIDE
-from varstore_companion.daemon.backlog import REFUSALS, Mode
+from varstore_companion.daemon.backlog import REFUSED_SECONDS, Mode
 from varstore_companion.daemon.held import ABSENT, digest_of
 from varstore_companion.errors import (
     JournalError,
@@ -165,18 +165,19 @@ async def test_a_refused_entry_is_set_aside_in_the_end(place: Place, autojump_cl
     machine = await known(place)
     outage = Outage(place)
     await machine.put(written("ms2011", 1))
-    place.toolstack.fail_next("write", *[ToolstackRefusedError("VM_BAD_POWER_STATE", "not now")] * REFUSALS)
+    place.toolstack.fail_next("write", *[ToolstackRefusedError("VM_BAD_POWER_STATE", "not now")] * 100)
     outage.end()
     await delivered(place)
     assert place.record(machine).store == scene("ms2011").blob
     assert place.alerts() == [SET_ASIDE]
+    assert REFUSED_SECONDS < autojump_clock.current_time() < 2 * REFUSED_SECONDS
 
 
 async def test_a_refusal_that_passes_costs_nothing(place: Place, autojump_clock: MockClock) -> None:
     machine = await known(place)
     outage = Outage(place)
     await machine.put(written("ms2011", 1))
-    place.toolstack.fail_next("write", *[ToolstackRefusedError("VM_BAD_POWER_STATE", "not now")] * (REFUSALS - 1))
+    place.toolstack.fail_next("write", *[ToolstackRefusedError("VM_BAD_POWER_STATE", "not now")] * 6)
     outage.end()
     await delivered(place)
     assert place.record(machine).store == written("ms2011", 1)
@@ -187,7 +188,7 @@ async def test_refused_reads_say_nothing_about_the_entry(place: Place, autojump_
     machine = await known(place)
     outage = Outage(place)
     await machine.put(written("ms2011", 1))
-    place.toolstack.fail_next("read", *[ToolstackRefusedError("RBAC_PERMISSION_DENIED", "not you")] * (2 * REFUSALS))
+    place.toolstack.fail_next("read", *[ToolstackRefusedError("RBAC_PERMISSION_DENIED", "not you")] * 12)
     outage.end()
     await delivered(place)
     assert place.record(machine).store == written("ms2011", 1)

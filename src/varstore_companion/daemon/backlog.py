@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 MAX_REPLACES = 64
 """Stores of which the toolstack may hold one, that an entry follows on: one more, and the entry is set aside."""
-REFUSALS = 3
-"""How often in a row the toolstack may refuse an entry before it is set aside."""
+REFUSED_SECONDS = 60.0
+"""For how long the toolstack may go on refusing an entry before it is set aside."""
 DECISIONS = 4
 """How often a delivery is decided anew because somebody else changed the store meanwhile."""
 
@@ -60,13 +60,13 @@ class Mode(StrEnum):
 class Backlog:
     """See the module. The caller orders the calls of `add`; `deliver` may run beside them."""
 
-    __slots__ = ("_append", "_host", "_in_hand", "_refusals", "_upstream", "_uuid", "turn")
+    __slots__ = ("_append", "_host", "_in_hand", "_refused_since", "_upstream", "_uuid", "turn")
 
     def __init__(self, uuid: UUID, host: Host, upstream: Upstream) -> None:
         self._uuid = uuid
         self._host = host
         self._upstream = upstream
-        self._refusals = 0
+        self._refused_since: float | None = None
         # One that nobody waits for any more: whether its store comes to be pending is not known before it is over.
         self._append: Errand[Entry] | None = None
         # What is being delivered: from then on it may be with the toolstack.
@@ -182,7 +182,7 @@ class Backlog:
                     continue
                 finally:
                     self._in_hand = None
-                self._refusals = 0
+                self._refused_since = None
                 return
         raise ToolstackUnavailableError("the store kept changing during its delivery")
 
@@ -226,10 +226,11 @@ class Backlog:
     async def _refused(self, error: ToolstackRefusedError) -> None:
         if error.code == "HANDLE_INVALID" and self._host.upstreams is not None:
             raise ToolstackUnavailableError(f"{error}: it waits until the VM is attached again") from None
-        self._refusals += 1
-        entry = self.pending
+        now, entry = trio.current_time(), self.pending
+        if self._refused_since is None:
+            self._refused_since = now
         # One that has come meanwhile has not been offered yet.
-        if self._refusals < REFUSALS or entry is None or self._in_hand not in (None, entry):
+        if now - self._refused_since < REFUSED_SECONDS or entry is None or self._in_hand not in (None, entry):
             raise error
         await self._set_aside(entry, await self._host.journal.load(entry), f"the toolstack refuses it: {error}")
 
@@ -238,7 +239,7 @@ class Backlog:
         # Nothing but the reason beside it: whatever its guest made of it must not keep it here.
         name = await self._host.backups.keep(self._uuid, store, Why.SET_ASIDE, self._host.now(), lambda: {"reason": reason})
         await self._host.journal.done(entry)
-        self._refusals = 0
+        self._refused_since = None
         self._host.stats.set_aside += 1
         self._host.note(self._uuid, What.SET_ASIDE, after=store, backup=name, detail=reason)
         log.error("vm=%s a journaled store was set aside as %s and not delivered: %s", self._uuid, name, reason)
