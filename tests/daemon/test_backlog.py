@@ -188,7 +188,7 @@ async def test_refused_reads_say_nothing_about_the_entry(place: Place, autojump_
     machine = await known(place)
     outage = Outage(place)
     await machine.put(written("ms2011", 1))
-    place.toolstack.fail_next("read", *[ToolstackRefusedError("RBAC_PERMISSION_DENIED", "not you")] * 12)
+    place.toolstack.fail_next("read", *[ToolstackRefusedError("RBAC_PERMISSION_DENIED", "not you")] * 8)
     outage.end()
     await delivered(place)
     assert place.record(machine).store == written("ms2011", 1)
