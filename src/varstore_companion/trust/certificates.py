@@ -3,6 +3,7 @@
 import warnings
 from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 from cryptography import x509
@@ -16,10 +17,14 @@ from varstore_companion.trust.manifest import Manifest
 Bodies = Mapping[bytes, bytes]
 """Certificates as DER by their SHA-256."""
 
+REMEMBERED = 32
+"""Certificates whose problem is known without parsing them again: those of Microsoft that most stores hold, and some platform
+keys. What guests make of it costs at most the largest variable for each, 1.8 MiB."""
 _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 _PEM_END = b"-----END CERTIFICATE-----"
 
 
+@lru_cache(maxsize=REMEMBERED)
 def problem(der: bytes) -> str | None:
     """Why varstored would not take these bytes as a certificate (handler.c: it must parse and its key be RSA), or None."""
     try:
