@@ -18,7 +18,8 @@ class Effort:
     """How often each kind of thing is repeated.
 
     `calls`: rounds of what takes microseconds; `exchanges`: of a request and its answer; `processes`: of starting one;
-    `daemons`: daemons that are started, each with `vms` sockets; `writers`: VMs that write at once, for `seconds`.
+    `daemons`: daemons that are started, each with `vms` sockets; `writers`: VMs that write at once, for `seconds`; `crowd`:
+    VMs of a host with many.
     """
 
     calls: int
@@ -28,10 +29,11 @@ class Effort:
     vms: int
     writers: int
     seconds: float
+    crowd: int
 
 
-FULL = Effort(calls=400, exchanges=300, processes=60, daemons=5, vms=500, writers=200, seconds=10.0)
-SMOKE = Effort(calls=3, exchanges=3, processes=2, daemons=1, vms=10, writers=4, seconds=1.0)
+FULL = Effort(calls=400, exchanges=300, processes=60, daemons=5, vms=500, writers=200, seconds=10.0, crowd=1_000)
+SMOKE = Effort(calls=3, exchanges=3, processes=2, daemons=1, vms=10, writers=4, seconds=1.0, crowd=10)
 """Only to see that each figure can be measured."""
 
 

@@ -32,15 +32,15 @@ def _daemon(program: str, vms: int) -> tuple[int, int]:
         with running(
             [program, "serve", "--config", os.devnull, "--control", str(socket), "--state-dir", str(folder / "state")]
         ) as process:
-            idle = _resident(process.pid)
+            idle = resident(process.pid)
             with control(socket) as client:
                 for number in range(vms):
                     client.call(Attach(uuid4(), bytes(folder / f"vm-{number}")))
-            return idle, _resident(process.pid)
+            return idle, resident(process.pid)
 
 
-def _resident(pid: int) -> int:
-    """KiB of VmRSS."""
+def resident(pid: int) -> int:
+    """KiB of a process's VmRSS."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])

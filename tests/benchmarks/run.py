@@ -16,7 +16,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # The line above makes them importable in isolated mode.
-from benchmarks import answers, backlogs, boots, c_puts, guarded, memory, puts, starts, upgrades, verdicts, writes
+from benchmarks import (
+    answers,
+    backlogs,
+    boots,
+    c_puts,
+    crowd,
+    guarded,
+    memory,
+    noisy,
+    puts,
+    starts,
+    upgrades,
+    verdicts,
+    writes,
+)
 from benchmarks.harness import FULL, SMOKE, Effort, Figure, UnavailableError
 from benchmarks.table import as_json, as_table
 
@@ -30,6 +44,10 @@ GROUPS: dict[str, tuple[Callable[[Effort], Iterator[Figure]], tuple[str, ...]]] 
     "an upgrade of the toolstack's file": (upgrades.figures, ("upgrade",)),
     "a run of certcheck": (starts.figures, ("certcheck-wall", "certcheck-cpu")),
     "the daemon's memory": (memory.figures, ("memory-idle", "memory-vm")),
+    "the memory of a host with many VMs": (crowd.memory, ("crowd-memory",)),
+    "the start of a host with many VMs": (crowd.start, ("crowd-start",)),
+    "the boots of many VMs at once": (crowd.boots, ("crowd-boots", "crowd-boot")),
+    "the writes of many VMs beside one that never stops": (noisy.figures, ("noisy",)),
     "a boot": (boots.figures, ("boot-update",)),
     "inspect and plan": (answers.figures, ("inspect", "plan")),
 }

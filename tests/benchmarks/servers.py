@@ -1,15 +1,17 @@
-"""The servers that are measured from outside: `python -m benchmarks.servers WHICH FOLDER`, `guards FOLDER COUNT`.
+"""The servers that are measured from outside: `python -m benchmarks.servers WHICH FOLDER`, or `crowd|guards FOLDER COUNT`.
 
 `daemon`, `ledger` and `bare` are the daemon as it is, beside a guard, and without a journal; `echo` the yardstick; `guarded`
-the daemon on guards.
+the daemon on guards. `noise FOLDER NUMBER` is a client.
 
 Each says "ready" on standard error once its socket answers: `SOCKET` in the folder, of `guarded` its control socket, of
-`guards` each of `guard_of`.
+`crowd` and `guards` each of theirs.
 """
 
+import itertools
 import logging
 import os
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import time
 from unittest.mock import patch
@@ -20,7 +22,8 @@ import trio
 from benchmarks import fast_guard, stores
 from support.hosts import host_in
 from support.memory_toolstack import MemoryToolstack
-from varstore_companion.daemon import listen
+from support.peer import greeted
+from varstore_companion.daemon import listen, process
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment
 from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.journals import opened_ledger
@@ -28,16 +31,30 @@ from varstore_companion.daemon.main import Daemon
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
+from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.daemon.vm import Vm, Written
 from varstore_companion.daemon.writer import Writer
 from varstore_companion.efi.outline import Outline
 from varstore_companion.files import load_manifest
-from varstore_companion.sources import Loaded
+from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.trust.state import CertificatesState, Update
+from varstore_companion.wire.codec import encode
+from varstore_companion.wire.frames import build_frame
+from varstore_companion.wire.messages import PutStore
 
 SOCKET = "socket"
 VM = UUID("5b6d1f0a-9c3e-4a57-8f21-0d4c7e8b9a63")
+
+
+def vm_of(number: int) -> UUID:
+    """One of the VMs of `crowd`."""
+    return UUID(int=number + 1)
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """Its socket."""
+    return folder / f"vm-{number}"
 
 
 class ForgetfulToolstack(MemoryToolstack):
@@ -61,6 +78,40 @@ async def daemon(folder: Path, *, has_ledger: bool = False) -> None:
         await nursery.start(served.run)
         await served.attach(Attachment(VM, folder / SOCKET, None, DEFAULT_MODE, resume=False))
         _ready()
+
+
+async def crowd(folder: Path, vms: int) -> None:
+    """The daemon with the VMs of `crowd.attach`, all marked, and the rules and limits of a host. It logs as `daemon` does."""
+    logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
+    process.raise_descriptor_limit()
+    toolstack = ForgetfulToolstack()
+    for number in range(vms):
+        toolstack.create(vm_of(number), stores.store(), CertificatesState.UPDATE_ON_BOOT)
+    manifest = load_manifest()
+    host = host_in(folder, toolstack, Rules(manifest, load_bodies(manifest, auth_folder=None)), time)
+    control = listen.bind(folder / "control", mode=0o600)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control).run)
+        _ready()
+
+
+async def noise(folder: Path, number: int) -> None:
+    """No server: one VM of `crowd` that writes as fast as it can, on as many connections as it may have."""
+    frames = [
+        build_frame(PutStore.TYPE, 2, encode(PutStore(blob))) for blob in (stores.store(), stores.store_with_boot_entry())
+    ]
+
+    async def write(stream: trio.SocketStream) -> None:
+        for frame in itertools.cycle(frames):
+            await stream.send_all(frame)
+
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        for _ in range(VM_CONNECTIONS):
+            peer = await stack.enter_async_context(greeted(path_of(folder, number), vm_of(number)))
+            nursery.start_soon(write, peer.raw)
+            nursery.start_soon(peer.rest)
+        _ready()
+        await trio.sleep_forever()
 
 
 async def guarded(folder: Path) -> None:
@@ -114,8 +165,11 @@ def _ready() -> None:
 def main(which: str, folder: str, *count: str) -> None:
     if which == "guards":
         fast_guard.main(Path(folder), int(*count))
-    servers = {"daemon": daemon, "ledger": ledger, "bare": bare, "echo": echo, "guarded": guarded}
-    trio.run(servers[which], Path(folder))
+    elif count:
+        trio.run({"crowd": crowd, "noise": noise}[which], Path(folder), int(*count))
+    else:
+        servers = {"daemon": daemon, "ledger": ledger, "bare": bare, "echo": echo, "guarded": guarded}
+        trio.run(servers[which], Path(folder))
 
 
 if __name__ == "__main__":

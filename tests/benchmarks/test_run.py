@@ -34,13 +34,18 @@ FIGURES = {
     "certcheck-cpu": "x",
     "memory-idle": "MiB",
     "memory-vm": "KiB",
+    "crowd-memory": "MiB",
+    "crowd-start": "x",
+    "crowd-boots": "s",
+    "crowd-boot": "s",
+    "noisy": "x",
     "boot-update": "x",
     "inspect": "x",
     "plan": "x",
 }
 WITH_SCRIPTS = {
     "varstore-nvram-certcheck": {"certcheck-avoided", "certcheck-wall", "certcheck-cpu"},
-    "varstore-companion": {"memory-idle", "memory-vm"},
+    "varstore-companion": {"memory-idle", "memory-vm", "crowd-memory", "crowd-start"},
 }
 
 

@@ -14,7 +14,7 @@ from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
 from varstore_companion.paths import CONFIG, CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
 from varstore_companion.strict_toml import Table
-from varstore_companion.toolstack.remote import LATE_SECONDS
+from varstore_companion.toolstack.interface import LATE_SECONDS
 
 FILE_LIMIT = 65_536
 TOOLSTACKS = ("embedded", "guard", "xapi")

@@ -14,9 +14,8 @@ async def back_up(host: Host, vm: UUID, store: bytes, planned: Plan, why: Why, *
     manifest = host.rules.manifest
 
     def describe() -> Mapping[str, object]:
-        report = describe_report(planned.before, manifest, len(store))
-        # They are in the store itself, and a guest chooses their names.
-        del report["variables"]
+        # Without its variables: they are in the store itself, and a guest chooses their names.
+        report = describe_report(planned.before, manifest, len(store), with_variables=False)
         return {"report": report, "plan": describe_plan(planned)}
 
     return await host.backups.keep(vm, store, why, host.now(), describe, spare=spare)

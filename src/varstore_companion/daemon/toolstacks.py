@@ -14,10 +14,8 @@ from varstore_companion.daemon.xapi_calls import Calls
 from varstore_companion.toolstack.certcheck import Certcheck
 from varstore_companion.toolstack.database import FILE_NAME
 from varstore_companion.toolstack.embedded import EmbeddedToolstack
-from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.toolstack.interface import Toolstack, Upstreams
 from varstore_companion.toolstack.operations import Operations
-from varstore_companion.toolstack.xapi import XapiToolstack
 from varstore_companion.trust.check import derived_state
 from varstore_companion.trust.manifest import Manifest
 from varstore_companion.trust.state import CertificatesState
@@ -70,11 +68,16 @@ async def opened(settings: Settings, manifest: Manifest) -> AsyncIterator[Chosen
 
 
 async def _chosen(settings: Settings, manifest: Manifest) -> Chosen:
+    # Each loads what only it needs, before the daemon is ready and never later.
     match settings.toolstack:
         case "guard":
+            from varstore_companion.toolstack.guard import GuardToolstack  # noqa: PLC0415  see above
+
             guard = GuardToolstack(late_seconds=settings.late_seconds)
             return Chosen(guard, upstreams=guard)
         case "xapi":
+            from varstore_companion.toolstack.xapi import XapiToolstack  # noqa: PLC0415  see above
+
             return Chosen(XapiToolstack(settings.xapi, late_seconds=settings.late_seconds))
     derive = Derive(manifest)
     operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)

@@ -7,6 +7,9 @@ from uuid import UUID
 
 from varstore_companion.trust.state import CertificatesState, Update
 
+LATE_SECONDS = 120.0
+"""For how long a call whose answer was not awaited may still be carried out: the guard's own limit on a call to xapi."""
+
 
 @dataclass(frozen=True, slots=True)
 class VmRecord:

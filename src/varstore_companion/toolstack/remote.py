@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 CHANGE_SECONDS = 25.0
 """For a call that changes something: a busy host takes seconds for certcheck, and a guest's write may take 30 in all."""
-LATE_SECONDS = 120.0
-"""For how long a call whose answer was not awaited may still be carried out: the guard's own limit on a call to xapi."""
 ASK_AGAIN_SECONDS = 3_600.0
 """After which a peer is asked again for a call that it did not have: hosts are upgraded under running daemons."""
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import trio
 
 from varstore_companion.errors import ToolstackError, ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
-from varstore_companion.toolstack.interface import Alert, VmRecord
+from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
 from varstore_companion.toolstack.nvram import text_of
-from varstore_companion.toolstack.remote import LATE_SECONDS, MissingCalls, Seen, call, state_in, store_in
+from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import SessionInvalidError, UnknownCallError
 from varstore_companion.toolstack.xmlrpc import Value
 from varstore_companion.trust.state import CertificatesState, Update

@@ -1,13 +1,14 @@
 """Certificate bodies: which bytes may be added to a store, and what is wrong with those that stand in one."""
 
 import warnings
+from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from varstore_companion.efi import authenticated, guid, siglist
 from varstore_companion.errors import MalformedError
@@ -16,9 +17,14 @@ from varstore_companion.trust.manifest import Manifest
 Bodies = Mapping[bytes, bytes]
 """Certificates as DER by their SHA-256."""
 
+REMEMBERED = 32
+"""Certificates whose problem is known without parsing them again: those of Microsoft that most stores hold, and some platform
+keys. What guests make of it costs at most the largest variable for each, 1.8 MiB."""
 _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
+_PEM_END = b"-----END CERTIFICATE-----"
 
 
+@lru_cache(maxsize=REMEMBERED)
 def problem(der: bytes) -> str | None:
     """Why varstored would not take these bytes as a certificate (handler.c: it must parse and its key be RSA), or None."""
     try:
@@ -39,12 +45,9 @@ def from_file(data: bytes) -> Iterator[bytes]:
     `MalformedError` for anything else.
     """
     if _PEM_BEGIN in data:
-        try:
-            # Whole before the first is handed out: the filter of warnings is the process's, not this generator's.
-            with warnings.catch_warnings(action="ignore"):
-                found = [certificate.public_bytes(Encoding.DER) for certificate in x509.load_pem_x509_certificates(data)]
-        except (ValueError, x509.InvalidVersion) as error:
-            raise MalformedError("PEM", offset=data.index(_PEM_BEGIN), expected=f"certificates ({error})") from None
+        # Whole before the first is handed out: the filter of warnings is the process's, not this generator's.
+        with warnings.catch_warnings(action="ignore"):
+            found = list(_from_pem(data))
         yield from found
     elif data[:2] == b"\x30\x82":
         yield data
@@ -58,6 +61,23 @@ def from_file(data: bytes) -> Iterator[bytes]:
         for signature_list in lists:
             if signature_list.type == guid.EFI_CERT_X509:
                 yield from (signature.data for signature in signature_list.signatures)
+
+
+def _from_pem(data: bytes) -> Iterator[bytes]:
+    """The DER certificates in PEM text (RFC 7468). Raises `MalformedError`."""
+    # By hand: the library's own way back to DER loads its module for private keys, 0.4 MiB that the daemon would keep.
+    begin = data.find(_PEM_BEGIN)
+    while begin >= 0:
+        end = data.find(_PEM_END, begin)
+        if end < 0:
+            raise MalformedError("PEM", offset=begin, expected=_PEM_END.decode())
+        try:
+            der = a2b_base64(b"".join(data[begin + len(_PEM_BEGIN) : end].split()), strict_mode=True)
+            x509.load_der_x509_certificate(der)
+        except (ValueError, x509.InvalidVersion) as error:
+            raise MalformedError("PEM", offset=begin, expected=f"certificates ({error})") from None
+        yield der
+        begin = data.find(_PEM_BEGIN, end)
 
 
 def accept(candidates: Iterable[bytes], manifest: Manifest) -> dict[bytes, bytes]:

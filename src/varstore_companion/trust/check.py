@@ -14,6 +14,7 @@ from varstore_companion.trust.manifest import Certificate, Manifest, Rule
 from varstore_companion.trust.state import CertificatesState
 
 _KEYS = {key.key: key for key in KeyVariable}
+_X509 = guid.EFI_CERT_X509.bytes_le
 
 MOST_REASONS = 16
 """A hostile store can be wrong in thousands of places, and its reasons go into logs and messages."""
@@ -70,8 +71,8 @@ class Lists:
 
     def certificates(self) -> frozenset[bytes]:
         """The SHA-256 of each X.509 entry."""
-        x509 = guid.EFI_CERT_X509.bytes_le
-        return frozenset(sha256(data).digest() for kind, _, data in self.entries() if kind == x509)
+        lists = (place for place in self.places if place.type == _X509)
+        return frozenset(sha256(entry[OWNER_SIZE:]).digest() for place in lists for entry in place.entries(self.data))
 
 
 _NO_LISTS = Lists(b"", ())

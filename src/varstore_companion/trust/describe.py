@@ -8,10 +8,9 @@ from varstore_companion.trust.manifest import Manifest
 from varstore_companion.trust.plan import Plan
 
 
-def describe_report(report: Report, manifest: Manifest, size: int) -> dict[str, object]:
-    """What `inspect --json` prints. `size`: bytes of the store as it was read."""
-    variables = () if report.outline is None else parse_outline(report.outline).variables
-    return {
+def describe_report(report: Report, manifest: Manifest, size: int, *, with_variables: bool = True) -> dict[str, object]:
+    """What `inspect --json` prints. `size`: bytes of the store as it was read; `with_variables`: whether it lists them."""
+    about: dict[str, object] = {
         "state": report.state,
         "certcheck": report.certcheck,
         "version": None if report.outline is None else report.outline.version,
@@ -29,20 +28,24 @@ def describe_report(report: Report, manifest: Manifest, size: int) -> dict[str, 
             for rule in report.rules
         ],
         "findings": [{"code": finding.code, "detail": finding.detail} for finding in findings(report, manifest)],
-        "variables": [
-            {
-                "name": variable.text,
-                "guid": str(variable.guid),
-                "attributes": variable.attributes,
-                "attribute_names": describe_attributes(variable.attributes),
-                "bytes": len(variable.data),
-                "time": str(variable.timestamp),
-            }
-            for variable in variables
-        ],
-        "size": size,
-        "manifest": f"{manifest.name} {manifest.revision}",
     }
+    if with_variables:
+        about["variables"] = _describe_variables(report)
+    return about | {"size": size, "manifest": f"{manifest.name} {manifest.revision}"}
+
+
+def _describe_variables(report: Report) -> list[dict[str, object]]:
+    return [
+        {
+            "name": variable.text,
+            "guid": str(variable.guid),
+            "attributes": variable.attributes,
+            "attribute_names": describe_attributes(variable.attributes),
+            "bytes": len(variable.data),
+            "time": str(variable.timestamp),
+        }
+        for variable in (() if report.outline is None else parse_outline(report.outline).variables)
+    ]
 
 
 def describe_plan(plan: Plan) -> dict[str, object]:

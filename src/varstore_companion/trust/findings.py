@@ -14,6 +14,9 @@ from varstore_companion.trust.check import Lists, Report, State
 from varstore_companion.trust.manifest import Certificate, Manifest
 from varstore_companion.trust.plan import dbx_headroom
 
+_X509 = guid.EFI_CERT_X509.bytes_le
+_X509_SHA256 = guid.EFI_CERT_X509_SHA256.bytes_le
+
 
 class Code(StrEnum):
     """The stable codes of findings."""
@@ -95,7 +98,7 @@ def _entries(key: KeyVariable, lists: Lists, manifest: Manifest) -> Iterator[Fin
         yield Finding(Code.DUPLICATE, f"{key}: {_name(data, manifest)} stands there {count:,} times{more}")
     wrong = {owner.bytes_le: owner for owner in manifest.wrong_owners}
     for kind, owner, data in lists.entries():
-        if kind != guid.EFI_CERT_X509.bytes_le:
+        if kind != _X509:
             continue
         if owner in wrong and _known(data, manifest) is not None:
             yield Finding(
@@ -113,7 +116,7 @@ def _revocations(report: Report, manifest: Manifest) -> Iterator[Finding]:
         return
     revoked_bodies = dbx.certificates()
     # EFI_CERT_X509_SHA256: the hash of the TBSCertificate, then the time of revocation (UEFI 2.10, section 32.4.1).
-    revoked_hashes = {data[:32] for kind, _, data in dbx.entries() if kind == guid.EFI_CERT_X509_SHA256.bytes_le}
+    revoked_hashes = {data[:32] for kind, _, data in dbx.entries() if kind == _X509_SHA256}
     present = frozenset[bytes]() if db is None else db.certificates()
     for revocation in manifest.revocations:
         revoked = revocation.revoked

@@ -8,10 +8,10 @@ from varstore_companion.efi import guid, siglist, siglist_outline
 from varstore_companion.efi.names import KeyVariable
 from varstore_companion.efi.outline import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, VOLATILE_TOTAL, Outline
 from varstore_companion.efi.siglist_outline import OWNER_SIZE
-from varstore_companion.efi.store import Store, parse, parse_outline
+from varstore_companion.efi.store import Store, parse_outline
 from varstore_companion.trust.certificates import Bodies
 from varstore_companion.trust.check import Report, State, check
-from varstore_companion.trust.manifest import Certificate, Manifest
+from varstore_companion.trust.manifest import Certificate, Manifest, Rule
 
 
 class Action(StrEnum):
@@ -98,9 +98,12 @@ def _shared_room(outline: Outline) -> int:
 def _changes(report: Report, store: Store, manifest: Manifest, bodies: Bodies) -> tuple[list[Change], dict[int, bytes]]:
     changes: list[Change] = []
     data: dict[int, bytes] = {}
+    by_key: dict[tuple[bytes, bytes], list[Rule]] = {}
+    for rule in manifest.rules:
+        by_key.setdefault(rule.variable.key, []).append(rule)
     for index, variable in enumerate(store.variables):
-        rules = [rule for rule in manifest.rules if rule.variable.key == variable.key]
-        if not rules:
+        rules = by_key.get(variable.key)
+        if rules is None:
             continue
         key = rules[0].variable
         content = bytearray(variable.data)
@@ -146,7 +149,7 @@ def _refusal(after: Report, updated: Store, changes: list[Change], headroom: int
     """Why the rebuilt store must not be kept; it has been parsed again from its bytes (invariant 2)."""
     if after.state is State.DAMAGED:
         return f"the updated store would break a limit: {'; '.join(after.reasons)}"
-    if after.outline is None or after.missing or parse(after.outline.blob) != updated:
+    if after.outline is None or after.outline.damage or after.missing or parse_outline(after.outline) != updated:
         return "the updated store does not read back as it was planned"
     if not all(change.certificate.sha256 in after.lists[change.variable].certificates() for change in changes):
         return "the updated store does not hold what was added"
