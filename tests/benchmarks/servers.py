@@ -24,27 +24,33 @@ from varstore_companion.daemon.main import Daemon
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
+from varstore_companion.errors import ToolstackConflictError
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded
 from varstore_companion.toolstack.guard import GuardToolstack
+from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
 
 SOCKET = "socket"
 VM = UUID("5b6d1f0a-9c3e-4a57-8f21-0d4c7e8b9a63")
 
 
-class ForgetfulToolstack(MemoryToolstack):
-    """Keeps no list of what was written, which would grow by a store each time."""
+class PlainToolstack(MemoryToolstack):
+    """Takes writes with nothing of a test's in their way, neither prepared failures nor a list of them that grows."""
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
-        self.writes.clear()
-        return await super().write(vm, store, update, expected=expected)
+        await trio.lowlevel.checkpoint()
+        record = self.vms[vm]
+        if expected is not None and record.generation != expected:
+            raise ToolstackConflictError(f"the store of VM {vm} has generation {record.generation}, not {expected}")
+        self.vms[vm] = VmRecord(store, CertificatesState.OK if update is Update.YES else record.state, record.generation + 1)
+        return record.generation + 1
 
 
 async def daemon(folder: Path) -> None:
     """The daemon with one attached VM, on a toolstack in memory. It logs as `serve` does, to nowhere."""
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
-    toolstack = ForgetfulToolstack()
+    toolstack = PlainToolstack()
     toolstack.create(VM, stores.store(), CertificatesState.UPDATE_AVAILABLE)
     host = host_in(folder, toolstack, _rules(), time)
     control = listen.bind(folder / "control", mode=0o600)
