@@ -19,13 +19,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "efi": {"errors"},
     "trust": {"errors", "strict_toml", "efi"},
     "wire": {"errors", "trust.state"},
-    "toolstack": {"errors", "strict_toml", "efi", "trust.state"},
+    "unix_stream": set(),
+    "toolstack": {"errors", "strict_toml", "efi", "trust.state", "unix_stream"},
     "journal": {"errors", "strict_toml", "efi", "trust.state"},
     "paths": set(),
     "files": {"errors", "efi", "trust"},
     "sources": {"errors", "paths", "files", "efi", "trust"},
     "cli": {"errors", "strict_toml", "paths", "efi", "trust", "wire", "files", "sources"},
-    "daemon": {"errors", "strict_toml", "paths", "efi", "trust", "wire", "files", "sources", "toolstack", "journal"},
+    "daemon": {
+        "errors",
+        "strict_toml",
+        "paths",
+        "efi",
+        "trust",
+        "wire",
+        "files",
+        "sources",
+        "unix_stream",
+        "toolstack",
+        "journal",
+    },
 }
 """What each room may import besides itself and the version in the package."""
 

@@ -1,10 +1,9 @@
 """Waiting for a peer, which ends at a deadline or when the daemon stops: the same for every kind of connection."""
 
-from collections.abc import Awaitable, Callable
-
 import trio
 
 from varstore_companion.daemon.limits import Share
+from varstore_companion.unix_stream import UnixStream
 
 DRAIN_SECONDS = 2.0
 """For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
@@ -32,8 +31,8 @@ class PeerWait:
         if self._scope is not None:
             self._scope.deadline = min(self._scope.deadline, self._until)
 
-    async def receive(self, receive: Callable[[], Awaitable[bytes | bytearray]], deadline: float) -> bytes | None:
-        """What `receive` gives, None when it does not until `deadline` (trio's clock) or the daemon stops."""
+    async def receive(self, stream: UnixStream, most: int, deadline: float) -> bytes | None:
+        """At most `most` bytes of what comes, None when none come until `deadline` (trio's clock) or the daemon stops."""
         if self._until <= trio.current_time():
             return None
         data: bytes | None = None
@@ -42,7 +41,7 @@ class PeerWait:
             with self._scope:
                 if self._share is not None:
                     await self._share.room(self)
-                data = bytes(await receive())
+                data = await stream.receive_some(most)
         finally:
             self._scope = None
         if data:
