@@ -19,13 +19,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "efi": {"errors"},
     "trust": {"errors", "strict_toml", "efi"},
     "wire": {"errors", "trust.state"},
-    "toolstack": {"errors", "strict_toml", "efi", "trust.state"},
+    "unix_stream": set(),
+    "toolstack": {"errors", "strict_toml", "efi", "trust.state", "unix_stream"},
     "journal": {"errors", "strict_toml", "efi", "trust.state"},
     "paths": set(),
     "files": {"errors", "efi", "trust"},
     "sources": {"errors", "paths", "files", "efi", "trust"},
     "cli": {"errors", "strict_toml", "paths", "efi", "trust", "wire", "files", "sources"},
-    "daemon": {"errors", "strict_toml", "paths", "efi", "trust", "wire", "files", "sources", "toolstack", "journal"},
+    "daemon": {
+        "errors",
+        "strict_toml",
+        "paths",
+        "efi",
+        "trust",
+        "wire",
+        "files",
+        "sources",
+        "unix_stream",
+        "toolstack",
+        "journal",
+    },
 }
 """What each room may import besides itself and the version in the package."""
 
@@ -44,8 +57,8 @@ EXCEPTIONS: dict[str, set[str]] = {
 
 PURE = ("efi", "trust", "wire", "strict_toml", "errors")
 STANDARD = {
-    "__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools", "math", "re",
-    "string", "struct", "tomllib", "types", "typing", "uuid", "warnings",
+    "__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools",
+    "math", "re", "string", "struct", "tomllib", "types", "typing", "uuid", "warnings",
 }  # fmt: skip
 """The standard library's modules without I/O, clock, randomness or threads."""
 LIBRARIES = {"efi": {"construct"}, "trust": {"cryptography"}}

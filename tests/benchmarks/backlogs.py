@@ -14,7 +14,7 @@ from benchmarks import stores
 from benchmarks.harness import Effort, Figure, interleaved, ratio, seconds
 from benchmarks.processes import server
 from benchmarks.puts import connected, exchange, frame_of, greet, put
-from benchmarks.servers import SOCKET, ForgetfulToolstack
+from benchmarks.servers import SOCKET, PlainToolstack
 from support.daemon import written
 from support.hosts import host_in
 from varstore_companion.daemon import listen
@@ -44,7 +44,7 @@ WRITES = 5
 """A round: enough that the clock's own steps do not count."""
 
 
-class AwayToolstack(ForgetfulToolstack):
+class AwayToolstack(PlainToolstack):
     """Takes no write while it is away."""
 
     is_away = False

@@ -16,6 +16,7 @@ from varstore_companion.daemon.main import CONTROL_CONNECTIONS
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.trust.state import CertificatesState
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Ping, PingAnswer
 
@@ -115,20 +116,20 @@ async def test_a_system_without_room_is_waited_for(
     place: Place, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
-    accept = trio.SocketListener.accept
+    accept = socket.socket.accept
     failures = 0
 
-    async def failing(listener: trio.SocketListener) -> trio.SocketStream:
+    def failing(listener: socket.socket) -> tuple[socket.socket, object]:
         nonlocal failures
-        stream = await accept(listener)
+        connected, address = accept(listener)
         if failures < 5:
             failures += 1
-            await stream.aclose()
+            connected.close()
             raise OSError(code, "no room")
-        return stream
+        return connected, address
 
-    monkeypatch.setattr(trio.SocketListener, "accept", failing)
-    async with machine.peer():  # accepted by the call that was under way already
+    async with machine.peer():
+        monkeypatch.setattr(socket.socket, "accept", failing)
         for _ in range(5):
             async with await connect(machine.path, machine.vm):
                 await wait_all_tasks_blocked()
@@ -151,7 +152,7 @@ async def test_a_connection_that_is_taken_as_the_stop_comes_is_told_and_waited_f
         await place.daemon.stop()
         stopped.set()
 
-    def taking(acceptor: Acceptor, stream: trio.SocketStream) -> None:
+    def taking(acceptor: Acceptor, stream: UnixStream) -> None:
         monkeypatch.undo()
         acceptor.stop()
         take(acceptor, stream)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.cold_boot import BootOutcome, LastUpdate
 from varstore_companion.errors import ToolstackUnavailableError
 from varstore_companion.trust.state import CertificatesState
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.limits import MAX_JSON, MAX_TEXT
 from varstore_companion.wire.messages import (
@@ -66,8 +68,9 @@ async def listed(place: Place, limit: int | None = None) -> list[list[dict[str, 
 
 
 async def test_the_kernel_says_who_it_is(place: Place) -> None:
-    async with await trio.open_unix_socket(str(place.control)) as stream:
-        assert control_module.peer_uid(stream) == os.geteuid()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+        connected.connect(os.fspath(place.control))
+        assert control_module.peer_uid(UnixStream(connected)) == os.geteuid()
 
 
 async def test_another_user_is_refused_whatever_the_files_mode(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

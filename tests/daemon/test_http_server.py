@@ -1,6 +1,7 @@
 """One HTTP connection: what is answered, what is refused with which status, and what a peer cannot make it do."""
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -14,6 +15,7 @@ from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import CHUNK, IDLE_SECONDS, MAX_HEAD, REQUEST_SECONDS, SEND_SECONDS, HttpSession
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.errors import MalformedError
+from varstore_companion.unix_stream import UnixStream
 
 LIMIT = 1_000
 log = logging.getLogger(__name__)
@@ -75,9 +77,9 @@ class Peer:
 
 @asynccontextmanager
 async def connected(answer: Callable[[bytes], Awaitable[bytes]] = shout, *, single: bool = False) -> AsyncIterator[Peer]:
-    ours, theirs = trio.socket.socketpair()
-    session = HttpSession(trio.SocketStream(theirs), Complaints("test", log), answer, limit=LIMIT, single=single)
-    async with trio.SocketStream(ours) as stream, trio.open_nursery() as nursery:
+    ours, theirs = socket.socketpair()
+    session = HttpSession(UnixStream(theirs), Complaints("test", log), answer, limit=LIMIT, single=single)
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream, trio.open_nursery() as nursery:
         peer = Peer(stream, session)
 
         async def serve() -> None:
@@ -299,15 +301,15 @@ async def test_a_peer_that_goes_away_in_the_middle_ends_it(part: bytes) -> None:
 
 
 async def test_a_peer_that_is_gone_before_its_answer_ends_it() -> None:
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
 
     async def answer(_document: bytes) -> bytes:
         ours.close()
         return b"x" * 1_000_000
 
-    await trio.SocketStream(ours).send_all(post())
+    await trio.SocketStream(trio.socket.from_stdlib_socket(ours)).send_all(post())
     with trio.fail_after(5):
-        await HttpSession(trio.SocketStream(theirs), Complaints("test", log), answer, limit=LIMIT).run()
+        await HttpSession(UnixStream(theirs), Complaints("test", log), answer, limit=LIMIT).run()
 
 
 async def drip(peer: Peer, data: bytes, every: float) -> None:

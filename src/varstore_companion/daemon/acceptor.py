@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ import trio
 
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.listen import Bound
+from varstore_companion.unix_stream import UnixStream
 
 log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_SECONDS = 0.1
-"""When the system has no descriptor or memory for one more connection: long enough for one to be given back."""
+"""When the system has no descriptor or memory for one more connection, or forbids it: long enough for one to be given back."""
 RETIRE_SECONDS = 2.0
 """For the calls of an unmodified varstored, each a connection of its own, to be made by those that have connected."""
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM})
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ class Acceptor:
         places: Places,
         host: Host,
         nursery: trio.Nursery,
-        make: Callable[[trio.SocketStream], Served],
+        make: Callable[[UnixStream], Served],
     ) -> None:
         self.bound = bound
         self.scope = trio.CancelScope()
@@ -96,9 +98,9 @@ class Acceptor:
         """Accept until `stop`. Closes the listening socket; the file in the file system stays."""
         try:
             with self.scope:
-                async with trio.SocketListener(trio.socket.from_stdlib_socket(self.bound.socket)) as listener:
-                    await self._accept(listener)
+                await self._accept(self.bound.socket)
         finally:
+            self.bound.socket.close()
             self._accepting = False
             self._look_whether_empty()
 
@@ -115,7 +117,7 @@ class Acceptor:
             self.bound.socket.settimeout(0)
             while True:
                 connected, _ = self.bound.socket.accept()
-                self._take(trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
+                self._take(UnixStream(connected))
         self.scope.cancel()
 
     async def retire(self) -> None:
@@ -136,19 +138,23 @@ class Acceptor:
         if self._emptied is not None and not self._accepting and not self._sessions:
             self._emptied.set()
 
-    async def _accept(self, listener: trio.SocketListener) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
+        listener.setblocking(False)  # noqa: FBT003  the standard library takes it by position only
         while True:
+            await trio.lowlevel.wait_readable(listener)
             try:
-                stream = await listener.accept()
+                connected, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
             except OSError as error:
-                if error.errno not in _NO_ROOM:
+                if error.errno not in _PASSING:
                     raise
                 log.warning("%s cannot accept a connection: %s", self._who, error.strerror)
                 await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
-            self._take(stream)
+            self._take(UnixStream(connected))
 
-    def _take(self, stream: trio.SocketStream) -> None:
+    def _take(self, stream: UnixStream) -> None:
         if len(self._sessions) >= self._most or self._places.left <= 0:
             self._host.stats.connections_refused += 1
             if self._host.stats.connections_refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th…: a flood must not fill the log
@@ -183,8 +189,8 @@ class Acceptor:
             self._look_whether_empty()
 
 
-def _turn_away(stream: trio.SocketStream, busy: bytes) -> None:
+def _turn_away(stream: UnixStream, busy: bytes) -> None:
     """Say so and close, without waiting: a fresh socket has room for a few bytes, and if not, the close says enough."""
     with suppress(OSError):
         os.write(stream.socket.fileno(), busy)
-    stream.socket.close()
+    stream.close()

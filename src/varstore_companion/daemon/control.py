@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
-import trio
-
 from varstore_companion.daemon import log as logs
 from varstore_companion.daemon.attachments import DEFAULT_MODE, Attachment, interposed
 from varstore_companion.daemon.complaints import Complaints
@@ -19,6 +17,7 @@ from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.describe import describe_plan
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire import messages, observing
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.limits import MAX_JSON, MAX_LIST
@@ -63,7 +62,7 @@ class Operations(Protocol):
         """Backups, histories and restores."""
 
 
-def peer_uid(stream: trio.SocketStream) -> int:
+def peer_uid(stream: UnixStream) -> int:
     """The user id of the process at the other end of a Unix socket, as the kernel says (SO_PEERCRED)."""
     credentials = stream.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(credentials)[1])
@@ -76,7 +75,7 @@ class Control:
         self._operations = operations
         self._owners = owners
 
-    def session(self, stream: trio.SocketStream) -> Session:
+    def session(self, stream: UnixStream) -> Session:
         """The session of one connection."""
         uid = peer_uid(stream)
 

@@ -1,14 +1,14 @@
 """A connection to a VM's socket until its first byte, which says what it speaks."""
 
-import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 import trio
 
 from varstore_companion.daemon.acceptor import Served
+from varstore_companion.daemon.limits import FREE_BYTES
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.limits import HELLO_SECONDS
 
 POST = b"P"
@@ -16,7 +16,7 @@ POST = b"P"
 
 
 class FirstByte:
-    """Waits for the first byte, leaves it in the socket, and gives the session that reads it: `post`'s or `framed`'s.
+    """Waits for the first byte, gives it back to the stream, and gives the session that reads it: `post`'s or `framed`'s.
 
     `framed` is told the time (trio's clock) at which the connection was taken, since its HELLO has `HELLO_SECONDS` from then.
     It gets the peers that say nothing, too, so that they are told in its words why they are let go. Until the byte comes no
@@ -27,10 +27,10 @@ class FirstByte:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        stream: UnixStream,
         *,
-        framed: Callable[[trio.SocketStream, float], Served],
-        post: Callable[[trio.SocketStream], Served],
+        framed: Callable[[UnixStream, float], Served],
+        post: Callable[[UnixStream], Served],
     ) -> None:
         self._stream = stream
         self._framed = framed
@@ -50,7 +50,7 @@ class FirstByte:
             session = self._post(self._stream) if is_post else self._framed(self._stream, begun)
         finally:
             if session is None:
-                self._stream.socket.close()
+                self._stream.close()
         if self._wait.stopped:
             session.stop()
         return session
@@ -58,6 +58,8 @@ class FirstByte:
     async def _look(self, deadline: float) -> bytes:
         """The first byte, which stays unread; empty when none comes."""
         # What is wrong with the socket its session finds, too.
-        with suppress(OSError):
-            return await self._wait.receive(partial(self._stream.socket.recv, len(POST), socket.MSG_PEEK), deadline) or b""
+        with suppress(trio.BrokenResourceError):
+            data = await self._wait.receive(self._stream, FREE_BYTES, deadline) or b""
+            self._stream.unread(data)
+            return data[: len(POST)]
         return b""

@@ -5,7 +5,6 @@ h11 is the protocol; this file does its reading and writing, and says which requ
 
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 from http import HTTPStatus
 
 import h11
@@ -16,6 +15,7 @@ from varstore_companion.daemon.limits import Share
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait, has_left
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
+from varstore_companion.unix_stream import UnixStream
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class HttpSession:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        stream: UnixStream,
         complaints: Complaints,
         answer: Handler,
         *,
@@ -98,7 +98,7 @@ class HttpSession:
         async with self._stream:
             try:
                 await self._run()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except trio.BrokenResourceError:
                 log.debug("%s the peer went away", self._complaints.who)
             finally:
                 self._wait.holds(0)
@@ -163,7 +163,7 @@ class HttpSession:
     async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED] | None:
         """The next event, or None when the peer is too slow or the daemon stops."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            data = await self._wait.receive(partial(self._stream.receive_some, CHUNK), self._deadline)
+            data = await self._wait.receive(self._stream, CHUNK, self._deadline)
             if data is None:
                 if not self._wait.stopped and (self._http.trailing_data[0] or self._http.their_state is not h11.IDLE):
                     self._complaints.add("closed: the peer was too slow")
@@ -180,7 +180,7 @@ class HttpSession:
         # The answer to HEAD, which is refused as any method but POST, has no body.
         text = b"" if refused.status is HTTPStatus.METHOD_NOT_ALLOWED else f"{refused.why}\n".encode()
         await self._send_answer(refused.status, text, _TEXT, *refused.headers, _CLOSE)
-        await self._stream.send_eof()
+        self._stream.send_eof()
         left = LINGER_BYTES
         with trio.move_on_after(LINGER_SECONDS):
             while left > 0 and (data := await self._stream.receive_some(CHUNK)):
@@ -202,9 +202,8 @@ class HttpSession:
     async def _send_pieces(self, pieces: list[bytes]) -> None:
         if sum(map(len, pieces)) <= TOGETHER:
             pieces = [b"".join(pieces)]
-        with trio.move_on_after(SEND_SECONDS) as scope:
-            for data in pieces:
-                await self._stream.send_all(data)
-        if scope.cancelled_caught:
-            self._complaints.add("closed: the peer does not take its answers")
-            raise trio.BrokenResourceError("the peer does not take its answers")
+        deadline = trio.current_time() + SEND_SECONDS
+        for data in pieces:
+            if not await self._stream.send_all(data, seconds=deadline - trio.current_time()):
+                self._complaints.add("closed: the peer does not take its answers")
+                raise trio.BrokenResourceError("the peer does not take its answers")

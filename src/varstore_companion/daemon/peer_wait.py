@@ -1,17 +1,17 @@
 """Waiting for a peer, which ends at a deadline or when the daemon stops: the same for every kind of connection."""
 
 import select
-from collections.abc import Awaitable, Callable
 
 import trio
 
 from varstore_companion.daemon.limits import Share
+from varstore_companion.unix_stream import UnixStream
 
 DRAIN_SECONDS = 2.0
 """For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
 
 
-def has_left(stream: trio.SocketStream) -> bool:
+def has_left(stream: UnixStream) -> bool:
     """Whether the peer has closed its end, so that nobody waits for an answer. One that only sends no more has not."""
     poller = select.poll()
     poller.register(stream.socket.fileno(), 0)
@@ -40,8 +40,8 @@ class PeerWait:
         if self._scope is not None:
             self._scope.deadline = min(self._scope.deadline, self._until)
 
-    async def receive(self, receive: Callable[[], Awaitable[bytes | bytearray]], deadline: float) -> bytes | None:
-        """What `receive` gives, None when it does not until `deadline` (trio's clock) or the daemon stops."""
+    async def receive(self, stream: UnixStream, most: int, deadline: float) -> bytes | None:
+        """At most `most` bytes of what comes, None when none come until `deadline` (trio's clock) or the daemon stops."""
         if self._until <= trio.current_time():
             return None
         data: bytes | None = None
@@ -50,7 +50,7 @@ class PeerWait:
             with self._scope:
                 if self._share is not None:
                     await self._share.room(self)
-                data = bytes(await receive())
+                data = await stream.receive_some(most)
         finally:
             self._scope = None
         if data:

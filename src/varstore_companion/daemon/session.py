@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import trio
 
@@ -20,6 +19,7 @@ from varstore_companion.errors import (
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.connection import BadRequest, Connection, Ended, Event, Request
 from varstore_companion.wire.errors import ErrorCode, PayloadError, RemoteProtocolError
 from varstore_companion.wire.limits import FRAME_SECONDS, HELLO_SECONDS
@@ -100,7 +100,7 @@ class Session:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        stream: UnixStream,
         socket: Socket,
         complaints: Complaints,
         *,
@@ -127,7 +127,7 @@ class Session:
         async with self._stream:
             try:
                 await self._run()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except trio.BrokenResourceError:
                 log.debug("%s the peer went away", self._complaints.who)
             finally:
                 self._wait.holds(0)
@@ -155,7 +155,7 @@ class Session:
 
     async def _receive(self, deadline: float) -> bool:
         """Take in what the peer sends next; False when the connection is over."""
-        data = await self._wait.receive(partial(self._stream.receive_some, CHUNK), deadline)
+        data = await self._wait.receive(self._stream, CHUNK, deadline)
         if data is None and self._wait.stopped:
             await self._end(ErrorCode.SHUTTING_DOWN, STOPPING)
         elif data is None:
@@ -175,6 +175,9 @@ class Session:
                     return False
                 self._events += 1
                 await self._send(await self._answer(event))
+                if self._connection.buffered:
+                    # One who sends without waiting for answers gives way to the others between two of them.
+                    await trio.lowlevel.checkpoint()
         except RemoteProtocolError as error:
             self._complaints.add(f"closed: {error}")
             await self._send(error.reply)
@@ -209,9 +212,7 @@ class Session:
             await self._send(self._connection.fail(code, text))
 
     async def _send(self, data: bytes) -> None:
-        with trio.move_on_after(FRAME_SECONDS) as scope:
-            await self._stream.send_all(data)
-        if scope.cancelled_caught:
+        if not await self._stream.send_all(data, seconds=FRAME_SECONDS):
             self._complaints.add("closed: the peer does not take its answers")
             raise trio.BrokenResourceError("the peer does not take its answers")
 

@@ -12,8 +12,6 @@ import logging
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 
-import trio
-
 from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED_TEXT
 from varstore_companion.daemon.boot_read import BootRead
 from varstore_companion.daemon.complaints import Complaints
@@ -36,6 +34,7 @@ from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackError, ToolstackRefusedError
 from varstore_companion.toolstack import nvram
 from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Value, parse_call
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.fields import clip
 from varstore_companion.wire.limits import MAX_TEXT
 
@@ -59,7 +58,7 @@ class Stock:
         self._boots = boots
         self._complaints = complaints
 
-    def session(self, stream: trio.SocketStream) -> HttpSession:
+    def session(self, stream: UnixStream) -> HttpSession:
         """The session of one connection, which is one call."""
         return HttpSession(stream, self._complaints, self.answer, limit=MAX_DOCUMENT, single=True, share=self._share)
 

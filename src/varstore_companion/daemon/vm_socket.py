@@ -2,8 +2,6 @@
 
 import logging
 
-import trio
-
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.boot_read import BootRead, fitting
 from varstore_companion.daemon.cold_boot import BootOutcome
@@ -14,6 +12,7 @@ from varstore_companion.daemon.session import RequestRefusedError, Session, welc
 from varstore_companion.daemon.stock import Stock
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.state import Update
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire import messages
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.fields import clip
@@ -56,11 +55,11 @@ class VmSocket:
         """Whether the next read of a peer that does not say why it reads is taken for the boot."""
         return self._boots.left
 
-    def session(self, stream: trio.SocketStream) -> FirstByte:
+    def session(self, stream: UnixStream) -> FirstByte:
         """The session of one connection."""
         return FirstByte(stream, framed=self._framed, post=self._stock.session)
 
-    def _framed(self, stream: trio.SocketStream, begun: float) -> Session:
+    def _framed(self, stream: UnixStream, begun: float) -> Session:
         return Session(
             stream, Socket.VM, self._complaints, greet=self._greet, handle=self._handle, begun=begun, share=self._share
         )

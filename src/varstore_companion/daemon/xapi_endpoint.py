@@ -24,6 +24,7 @@ from varstore_companion.daemon.xapi_values import Arguments
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import ToolstackError, ToolstackRefusedError
 from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Value, parse_call
+from varstore_companion.unix_stream import UnixStream
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class XapiEndpoint:
         self._owners = owners
         self._sessions = Sessions()
 
-    def session(self, stream: trio.SocketStream) -> HttpSession:
+    def session(self, stream: UnixStream) -> HttpSession:
         """The session of one connection."""
         uid = peer_uid(stream)
         return HttpSession(stream, Complaints(f"xapi socket uid={uid}", log), partial(self.answer, uid), limit=MAX_DOCUMENT)

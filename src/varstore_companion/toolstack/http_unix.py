@@ -13,6 +13,7 @@ import trio
 
 from varstore_companion.errors import CompanionError
 from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT
+from varstore_companion.unix_stream import UnixStream
 
 ANSWER_SECONDS = 8.0
 """For one call from the connect to the answer's last byte: a boot's 18 s have room for a second try."""
@@ -50,9 +51,7 @@ async def post(path: Path, document: bytes, *, seconds: float = ANSWER_SECONDS, 
     Raises `NotSentError`, and `NoAnswerError` once the last byte has been sent; each also when `seconds` have passed.
     """
     deadline = trio.current_time() + seconds
-    stream: trio.SocketStream | None = None
-    with trio.move_on_at(deadline):
-        stream = await _connect(path)
+    stream = await _connect(path, deadline)
     if stream is None:
         raise NotSentError(f"{path}: no connection within {seconds:g} s")
     exchange = _Exchange(path, stream, limit)
@@ -60,18 +59,17 @@ async def post(path: Path, document: bytes, *, seconds: float = ANSWER_SECONDS, 
         with trio.move_on_at(deadline):
             return await exchange.run(document)
     finally:
-        # Not aclose(): a checkpoint here could lose an answer that is at hand.
-        stream.socket.close()
+        stream.close()
     if exchange.is_sent:
         raise NoAnswerError(f"{path}: no answer within {seconds:g} s")
     raise NotSentError(f"{path}: the request was not taken within {seconds:g} s")
 
 
-async def _connect(path: Path) -> trio.SocketStream:
-    """Connect. Raises `NotSentError`."""
+async def _connect(path: Path, deadline: float) -> UnixStream | None:
+    """Connect; None when there is no place in the queue until `deadline` (trio's clock). Raises `NotSentError`."""
     # Not by trio: it takes EAGAIN, which on a Unix socket is a full queue, for a connection under way.
     pause = BUSY_SECONDS
-    while True:
+    while trio.current_time() < deadline:
         socket = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM | stdlib_socket.SOCK_NONBLOCK)
         try:
             socket.connect(os.fspath(path))
@@ -81,15 +79,16 @@ async def _connect(path: Path) -> trio.SocketStream:
             socket.close()
             raise NotSentError(f"{path}: {error.strerror or error}") from None
         else:
-            return trio.SocketStream(trio.socket.from_stdlib_socket(socket))
-        await trio.sleep(pause)
+            return UnixStream(socket)
+        await trio.sleep(min(pause, deadline - trio.current_time()))
         pause = min(2 * pause, BUSY_SECONDS_MOST)
+    return None
 
 
 class _Exchange:
     """One request and its answer on a connection. `is_sent`: whether the request's last byte has gone out."""
 
-    def __init__(self, path: Path, stream: trio.SocketStream, limit: int) -> None:
+    def __init__(self, path: Path, stream: UnixStream, limit: int) -> None:
         self._path = path
         self._stream = stream
         self._limit = limit
@@ -100,7 +99,7 @@ class _Exchange:
     async def run(self, document: bytes) -> HttpAnswer:
         try:
             await self._send(document)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.BrokenResourceError:
             # It may have said why before it closed; whatever it did, it did without a whole request.
             try:
                 return await self._receive()
@@ -141,13 +140,13 @@ class _Exchange:
     async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                data = bytes(await self._stream.receive_some(CHUNK))
+                data = await self._stream.receive_some(CHUNK)
                 self._left -= len(data)
                 if self._left < 0:
                     raise NoAnswerError(f"{self._path}: an answer that does not end")
                 self._http.receive_data(data)
         except h11.RemoteProtocolError as error:
             raise NoAnswerError(f"{self._path}: not an HTTP answer: {str(error)[:SHOWN]}") from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.BrokenResourceError:
             raise NoAnswerError(f"{self._path}: the connection was closed before the answer's end") from None
         return event

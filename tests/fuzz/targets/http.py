@@ -15,6 +15,7 @@ from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import HttpSession
 from varstore_companion.toolstack.http_unix import NoAnswerError, _Exchange
 from varstore_companion.toolstack.xmlrpc import Success, build_response, parse_call
+from varstore_companion.unix_stream import UnixStream
 
 SIZES = (1 << 20, 1, 3, 50)
 LIMIT = 600
@@ -51,6 +52,9 @@ class Stream:
         self.sent = bytearray()
         self.is_closed = False
 
+    def close(self) -> None:
+        self.is_closed = True
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -64,11 +68,13 @@ class Stream:
         self._at += len(piece)
         return piece
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes, *, seconds: float = 1.0) -> bool:
         assert not self.is_closed
+        assert seconds > 0
         self.sent += data
+        return True
 
-    async def send_eof(self) -> None:
+    def send_eof(self) -> None:
         assert not self.is_closed
 
 
@@ -107,7 +113,7 @@ def _answers_in(rest: bytes) -> list[tuple[int, bytes]]:
 
 def _serve(data: bytes, size: int, *, single: bool) -> bytes:
     stream = Stream(data, size)
-    session = HttpSession(cast("trio.SocketStream", stream), Complaints("fuzz", quiet), _answer, limit=LIMIT, single=single)
+    session = HttpSession(cast("UnixStream", stream), Complaints("fuzz", quiet), _answer, limit=LIMIT, single=single)
     refuser = _Refuser()
     log.addHandler(refuser)
     try:
@@ -128,7 +134,7 @@ def client(data: bytes) -> None:
 
 def _ask(data: bytes, size: int) -> tuple[int, bytes] | None:
     stream = Stream(data, size)
-    exchange = _Exchange(Path("/fuzz"), cast("trio.SocketStream", stream), LIMIT)
+    exchange = _Exchange(Path("/fuzz"), cast("UnixStream", stream), LIMIT)
     try:
         answer = trio.run(exchange.run, b"document")
     except NoAnswerError as error:

@@ -1,0 +1,81 @@
+"""A connected Unix socket on trio's event loop, with a turn of the loop only where it has to wait.
+
+Beside `trio.SocketStream`: a write of a guest makes four connections of one request each, and a turn costs as much as the
+request's parsing. So bytes that the kernel takes at once are sent without one, and reading always has exactly one.
+"""
+
+import socket
+from types import TracebackType
+from typing import Self
+
+import trio
+
+
+class UnixStream:
+    """Owns `socket`, which it makes non-blocking. One task uses it at a time; `async with` closes it, as `close` does.
+
+    Every method raises `trio.BrokenResourceError` when the peer is gone or the socket is closed.
+    """
+
+    __slots__ = ("_unread", "socket")
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)  # noqa: FBT003  the standard library takes it by position only
+        self.socket = connected
+        self._unread = b""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; harmless when repeated."""
+        self.socket.close()
+
+    def unread(self, data: bytes) -> None:
+        """Have the next `receive_some` give these bytes, at once."""
+        self._unread = data
+
+    async def receive_some(self, most: int) -> bytes:
+        """The next bytes, nothing at the end of the stream. `most`: of one read from the kernel."""
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self.socket)
+                return self.socket.recv(most)
+            except BlockingIOError:
+                continue
+            except (OSError, ValueError) as error:
+                raise trio.BrokenResourceError(str(error)) from error
+
+    async def send_all(self, data: bytes, *, seconds: float = float("inf")) -> bool:
+        """Send all of it; False when the peer does not take it within `seconds`."""
+        sent = self._send(data)
+        if sent < len(data):
+            with trio.move_on_after(seconds) as scope, memoryview(data) as view:
+                while sent < len(data):
+                    await trio.lowlevel.wait_writable(self.socket)
+                    sent += self._send(view[sent:])
+            return not scope.cancelled_caught
+        return True
+
+    def send_eof(self) -> None:
+        """Send nothing more; the peer's bytes can still be received."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
