@@ -146,19 +146,26 @@ class History:
             log.exception("vm=%s %s is not in its history, with %d more", events[0][0], events[0][1].what, len(events) - 1)
 
     def _append_all(self, events: list[tuple[UUID, Event]]) -> None:
+        has_new = False
         for vm, event in events:
             try:
-                self._append(vm, event)
+                has_new = self._append(vm, event) or has_new
             except OSError as error:
                 log.warning("vm=%s %s is not in its history: %s", vm, event.what, error)
             except Exception:
                 # Nor must an event that meets a bug.
                 log.exception("vm=%s %s is not in its history", vm, event.what)
+        if has_new:
+            try:
+                files.sync_folder(self._folder)
+            except OSError as error:
+                log.warning("vm=%s its new history may be gone after a crash: %s", events[-1][0], error)
 
     def _path(self, vm: UUID) -> Path:
         return self._folder / f"{vm}.jsonl"
 
-    def _append(self, vm: UUID, event: Event) -> None:
+    def _append(self, vm: UUID, event: Event) -> bool:
+        """Append an event, durably; whether the file is a new one, whose folder is not synced yet. Raises `OSError`."""
         files.make_folder(self._folder)
         path = self._path(vm)
         content = _content(path)
@@ -169,7 +176,7 @@ class History:
             if unreadable:
                 log.warning("vm=%s %d lines of its history cannot be read, and go", vm, unreadable)
             files.write(path, b"".join(each.build() for each in _kept([*lines, line], self._keep)))
-            return
+            return False
         # What a crash cut short stays a line of its own.
         data = (b"" if not content or content.endswith(b"\n") else b"\n") + line.build()
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -179,8 +186,7 @@ class History:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if not content:
-            files.sync_folder(self._folder)
+        return not content
 
 
 def _kept(lines: list[Line], most: int) -> list[Line]:
