@@ -29,6 +29,7 @@ test: lint
 
 nightly: $(VENV)/.test
 	@$(BIN)/python -I tests/killing/run.py
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -s tests/system/test_flat.py
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check

@@ -79,11 +79,13 @@ def start(effort: Effort) -> Iterator[Figure]:
 
 def boots(effort: Effort) -> Iterator[Figure]:
     """All VMs are marked, and their varstoreds ask at the same moment; the toolstack is in memory, the limits are the usual."""
-    with crowd(effort.crowd) as folder:
-        times = trio.run(_boots, folder, effort.crowd)
+    longest = []
+    for _ in range(min(effort.daemons, 3)):
+        with crowd(effort.crowd) as folder:
+            longest.append(max(trio.run(_boots, folder, effort.crowd)))
     what = f"{effort.crowd:,} boots with an update at once"
-    yield Figure("crowd-boots", f"{what}, all of them", (max(times),), "s", BOOTS_TARGET)
-    yield Figure("crowd-boot", f"{what}, the longest", (max(times),), "s", BOOT_TARGET)
+    yield Figure("crowd-boots", f"{what}, all of them", tuple(longest), "s", BOOTS_TARGET)
+    yield Figure("crowd-boot", f"{what}, the longest", tuple(longest), "s", BOOT_TARGET)
 
 
 async def _boots(folder: Path, vms: int) -> list[float]:

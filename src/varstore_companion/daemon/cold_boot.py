@@ -213,7 +213,8 @@ class ColdBoot:
         except (CompanionError, OSError) as error:
             self._trouble(str(error))
             return self._failed(record, store, str(error), rules)
-        self._upstream.see(VmRecord(planned.store, CertificatesState.OK, generation))
+        report = planned.after if rules is self._host.rules else None
+        self._upstream.see(VmRecord(planned.store, CertificatesState.OK, generation), report)
         if not planned.changes:
             log.info("vm=%s marked, and nothing to do: the mark is ended", self._uuid)
             self._remember(BootOutcome.NOTHING_TO_DO, None)

@@ -10,7 +10,7 @@ from varstore_companion.daemon.writer import Writer
 from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
 from varstore_companion.errors import OverLimitError, UnknownVersionError
 from varstore_companion.toolstack.interface import VmRecord
-from varstore_companion.trust.check import State, check
+from varstore_companion.trust.check import Report, State, check
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.trust.verdict import NO_KEYS, Keys, Verdict, decide, read_keys
 
@@ -61,8 +61,8 @@ class Upstream:
         self.see(record)
         return record
 
-    def see(self, record: VmRecord) -> Known:
-        """Remember what the toolstack holds, in digests."""
+    def see(self, record: VmRecord, report: Report | None = None) -> Known:
+        """Remember what the toolstack holds, in digests. `report`: on its store, by the rules in force, where there is one."""
         self.writer.saw(record.store)
         self.generation = record.generation
         self.field = record.state
@@ -71,7 +71,7 @@ class Upstream:
         if record.store is not None:
             keys = None
             try:
-                report = check(record.store, self._host.rules.manifest)
+                report = report or check(record.store, self._host.rules.manifest)
                 self.report = report.state
                 if report.state is State.DAMAGED:
                     self._host.store_is_damaged(self._uuid, report.reasons)

@@ -4,9 +4,11 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +26,8 @@ KEEP = 200
 """Events of one VM. The file is written anew, with so many, each time it has a quarter more."""
 WAITING = 1_024
 """Events of all VMs that may wait for the disk. One more is dropped, and logged: no boot waits for its history."""
+BATCH = 64
+"""Events that are written by one call of the thread."""
 DETAIL = 1_024
 """Characters of a detail."""
 READ_LIMIT = 4_194_304
@@ -109,12 +113,15 @@ class History:
         return await self._run(lambda: _parse(_content(self._path(vm))))
 
     async def write_all(self) -> None:
-        """Write what is noted, one by one; runs as long as the daemon, or until `finish`."""
+        """Write what is noted, in its order; runs as long as the daemon, or until `finish`."""
         async for noted in self._take:
-            if isinstance(noted, trio.Event):
-                noted.set()
-                continue
-            await self._write(*noted)
+            batch = [noted, *self._waiting()]
+            events = [each for each in batch if not isinstance(each, trio.Event)]
+            if events:
+                await self._write(events)
+            for each in batch:
+                if isinstance(each, trio.Event):
+                    each.set()
         self._finished.set()
 
     async def finish(self) -> None:
@@ -125,19 +132,40 @@ class History:
     async def _run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
-    async def _write(self, vm: UUID, event: Event) -> None:
+    def _waiting(self) -> Iterator[tuple[UUID, Event] | trio.Event]:
+        """What has come meanwhile: where many VMs boot at once, each event would cost a change to the thread and back."""
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            for _ in range(BATCH - 1):
+                yield self._take.receive_nowait()
+
+    async def _write(self, events: list[tuple[UUID, Event]]) -> None:
         try:
-            await self._run(lambda: self._append(vm, event))
-        except OSError as error:
-            log.warning("vm=%s %s is not in its history: %s", vm, event.what, error)
+            await self._run(partial(self._append_all, events))
         except Exception:
-            # An event that meets a bug must not end the daemon.
-            log.exception("vm=%s %s is not in its history", vm, event.what)
+            # A system that gives no thread must not end the daemon.
+            log.exception("vm=%s %s is not in its history, with %d more", events[0][0], events[0][1].what, len(events) - 1)
+
+    def _append_all(self, events: list[tuple[UUID, Event]]) -> None:
+        has_new = False
+        for vm, event in events:
+            try:
+                has_new = self._append(vm, event) or has_new
+            except OSError as error:
+                log.warning("vm=%s %s is not in its history: %s", vm, event.what, error)
+            except Exception:
+                # Nor must an event that meets a bug.
+                log.exception("vm=%s %s is not in its history", vm, event.what)
+        if has_new:
+            try:
+                files.sync_folder(self._folder)
+            except OSError as error:
+                log.warning("vm=%s its new history may be gone after a crash: %s", events[-1][0], error)
 
     def _path(self, vm: UUID) -> Path:
         return self._folder / f"{vm}.jsonl"
 
-    def _append(self, vm: UUID, event: Event) -> None:
+    def _append(self, vm: UUID, event: Event) -> bool:
+        """Append an event, durably; whether the file is a new one, whose folder is not synced yet. Raises `OSError`."""
         files.make_folder(self._folder)
         path = self._path(vm)
         content = _content(path)
@@ -148,7 +176,7 @@ class History:
             if unreadable:
                 log.warning("vm=%s %d lines of its history cannot be read, and go", vm, unreadable)
             files.write(path, b"".join(each.build() for each in _kept([*lines, line], self._keep)))
-            return
+            return False
         # What a crash cut short stays a line of its own.
         data = (b"" if not content or content.endswith(b"\n") else b"\n") + line.build()
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -158,8 +186,7 @@ class History:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if not content:
-            files.sync_folder(self._folder)
+        return not content
 
 
 def _kept(lines: list[Line], most: int) -> list[Line]:
