@@ -131,7 +131,7 @@ class Share:
 
     async def room(self, connection: object) -> None:
         """Wait until a connection may read on."""
-        while not self._may_read(connection):
+        while not self.has_room(connection):
             await self._all.changed()
 
     def holds(self, connection: object, size: int) -> None:
@@ -144,7 +144,8 @@ class Share:
         if more:
             self._all.count(more)
 
-    def _may_read(self, connection: object) -> bool:
+    def has_room(self, connection: object) -> bool:
+        """Whether a connection may read on now."""
         if self._held.get(connection, 0) < FREE_BYTES or next(iter(self._held)) is connection:
             return True
         return sum(self._held.values()) < self._limit and not self._all.is_full
