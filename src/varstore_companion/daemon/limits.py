@@ -40,8 +40,8 @@ class Credits:
         self._spent = 0.0
         self._at = float("-inf")
 
-    async def spend(self, limits: Limits) -> None:
-        """Take one, and wait as long as there is none. The caller orders the calls."""
+    async def spend(self, limits: Limits, deadline: float = float("inf")) -> None:
+        """Take one, and wait as long as there is none, or until `deadline` (trio's clock). The caller orders the calls."""
         if not (limits.write_burst and limits.writes_per_second):
             return
         now = trio.current_time()
@@ -50,7 +50,7 @@ class Credits:
         self._spent += 1
         over = self._spent - limits.write_burst
         if over > 0:
-            await trio.sleep(over / limits.writes_per_second)
+            await trio.sleep_until(min(now + over / limits.writes_per_second, deadline))
 
 
 class Gate:
