@@ -95,3 +95,16 @@ async def test_a_closed_one_says_so(ends: tuple[UnixStream, UnixStream]) -> None
         await stream.send_all(b"x")
     with pytest.raises(trio.BrokenResourceError):
         stream.send_eof()
+
+
+async def test_what_has_come_is_received_without_a_turn_of_the_event_loop(ends: tuple[UnixStream, UnixStream]) -> None:
+    assert ends[1].receive_now(100) is None
+    await ends[0].send_all(b"first")
+    assert ends[1].receive_now(2) == b"fi"
+    ends[1].unread(b"fi")
+    assert [ends[1].receive_now(100) for _ in range(3)] == [b"fi", b"rst", None]
+    ends[0].close()
+    assert ends[1].receive_now(100) == b""
+    ends[1].close()
+    with pytest.raises(trio.BrokenResourceError):
+        ends[1].receive_now(100)

@@ -37,22 +37,31 @@ class UnixStream:
         self.socket.close()
 
     def unread(self, data: bytes) -> None:
-        """Have the next `receive_some` give these bytes, at once."""
+        """Have these bytes received next, at once."""
         self._unread = data
 
     async def receive_some(self, most: int) -> bytes:
         """The next bytes, nothing at the end of the stream. `most`: of one read from the kernel."""
-        if self._unread:
-            data, self._unread = self._unread, b""
-            return data
-        while True:
+        while not self._unread:
             try:
                 await trio.lowlevel.wait_readable(self.socket)
-                return self.socket.recv(most)
-            except BlockingIOError:
-                continue
             except (OSError, ValueError) as error:
                 raise trio.BrokenResourceError(str(error)) from error
+            data = self.receive_now(most)
+            if data is not None:
+                return data
+        return self._given_back()
+
+    def receive_now(self, most: int) -> bytes | None:
+        """As `receive_some`, with no turn of the event loop; None when nothing has come. Not for a loop without end."""
+        if self._unread:
+            return self._given_back()
+        try:
+            return self.socket.recv(most)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
 
     async def send_all(self, data: bytes, *, seconds: float = float("inf")) -> bool:
         """Send all of it; False when the peer does not take it within `seconds`."""
@@ -71,6 +80,10 @@ class UnixStream:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
+
+    def _given_back(self) -> bytes:
+        data, self._unread = self._unread, b""
+        return data
 
     def _send(self, data: bytes | memoryview) -> int:
         try:

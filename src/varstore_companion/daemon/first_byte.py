@@ -59,7 +59,10 @@ class FirstByte:
         """The first byte, which stays unread; empty when none comes."""
         # What is wrong with the socket its session finds, too.
         with suppress(trio.BrokenResourceError):
-            data = await self._wait.receive(self._stream, FREE_BYTES, deadline) or b""
+            # Who connects speaks at once, and has spoken by the time that somebody listens.
+            data = self._wait.receive_now(self._stream, FREE_BYTES)
+            if data is None:
+                data = await self._wait.receive(self._stream, FREE_BYTES, deadline) or b""
             self._stream.unread(data)
             return data[: len(POST)]
         return b""

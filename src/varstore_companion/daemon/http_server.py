@@ -163,12 +163,16 @@ class HttpSession:
     async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED] | None:
         """The next event, or None when the peer is too slow or the daemon stops."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            data = await self._wait.receive(self._stream, CHUNK, self._deadline)
+            between = self._http.their_state is h11.IDLE and not self._http.trailing_data[0]
+            # The rest of a request, which is bounded, is mostly there; a next one gives way to the other connections.
+            data = None if between and self._answered else self._wait.receive_now(self._stream, CHUNK)
             if data is None:
-                if not self._wait.stopped and (self._http.trailing_data[0] or self._http.their_state is not h11.IDLE):
+                data = await self._wait.receive(self._stream, CHUNK, self._deadline)
+            if data is None:
+                if not self._wait.stopped and not between:
                     self._complaints.add("closed: the peer was too slow")
                 return None
-            if not self._http.trailing_data[0] and self._http.their_state is h11.IDLE:
+            if between:
                 self._deadline = trio.current_time() + REQUEST_SECONDS
             self._http.receive_data(data)
         return event

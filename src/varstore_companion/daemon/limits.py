@@ -40,8 +40,8 @@ class Credits:
         self._spent = 0.0
         self._at = float("-inf")
 
-    async def spend(self, limits: Limits) -> None:
-        """Take one, and wait as long as there is none. The caller orders the calls."""
+    async def spend(self, limits: Limits, deadline: float = float("inf")) -> None:
+        """Take one, and wait as long as there is none, or until `deadline` (trio's clock). The caller orders the calls."""
         if not (limits.write_burst and limits.writes_per_second):
             return
         now = trio.current_time()
@@ -50,7 +50,7 @@ class Credits:
         self._spent += 1
         over = self._spent - limits.write_burst
         if over > 0:
-            await trio.sleep(over / limits.writes_per_second)
+            await trio.sleep_until(min(now + over / limits.writes_per_second, deadline))
 
 
 class Gate:
@@ -131,7 +131,7 @@ class Share:
 
     async def room(self, connection: object) -> None:
         """Wait until a connection may read on."""
-        while not self._may_read(connection):
+        while not self.has_room(connection):
             await self._all.changed()
 
     def holds(self, connection: object, size: int) -> None:
@@ -144,7 +144,8 @@ class Share:
         if more:
             self._all.count(more)
 
-    def _may_read(self, connection: object) -> bool:
+    def has_room(self, connection: object) -> bool:
+        """Whether a connection may read on now."""
         if self._held.get(connection, 0) < FREE_BYTES or next(iter(self._held)) is connection:
             return True
         return sum(self._held.values()) < self._limit and not self._all.is_full

@@ -1,8 +1,7 @@
 """A toolstack whose calls are counted and timed, and not too many at once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from uuid import UUID
 
 import trio
@@ -66,23 +65,23 @@ class MeasuredToolstack:
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
         async with self._gate:
-            with self._measured("read", vm):
+            with _Measured(self._under_way, self._stats, "read", vm):
                 return await self._inner.read(vm)
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
         async with self._gate:
-            with self._measured("write", vm):
+            with _Measured(self._under_way, self._stats, "write", vm):
                 return await self._inner.write(vm, store, update, expected=expected)
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
-        with self._measured("mark", vm):
+        with _Measured(self._under_way, self._stats, "mark", vm):
             return await self._inner.mark(vm, mark=mark)
 
     async def alert(self, vm: UUID, alert: Alert) -> None:
         """See `Toolstack.alert`."""
-        with self._measured("alert", vm):
+        with _Measured(self._under_way, self._stats, "alert", vm):
             await self._inner.alert(vm, alert)
 
     async def aclose(self) -> None:
@@ -93,17 +92,24 @@ class MeasuredToolstack:
         """The call under way that began first."""
         return next(iter(self._under_way), None)
 
-    @contextmanager
-    def _measured(self, call: str, vm: UUID) -> Iterator[None]:
-        begun = trio.current_time()
-        under_way = UnderWay(call, vm, begun)
-        self._under_way[under_way] = None
-        try:
-            yield
-        except Exception as error:
+
+class _Measured:
+    """One call: under way from the beginning to the end, then timed, and counted when it failed."""
+
+    __slots__ = ("_call", "_stats", "_under_way")
+
+    def __init__(self, under_way: dict[UnderWay, None], stats: Stats, call: str, vm: UUID) -> None:
+        self._under_way = under_way
+        self._stats = stats
+        self._call = UnderWay(call, vm, trio.current_time())
+
+    def __enter__(self) -> None:
+        self._under_way[self._call] = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        call = self._call
+        del self._under_way[call]
+        self._stats.call_seconds[call.call].add(trio.current_time() - call.begun)
+        if isinstance(error, Exception):
             failure = next((name for kind, name in _FAILURES if isinstance(error, kind)), "bug")
-            self._stats.call_failures[call][failure] += 1
-            raise
-        finally:
-            del self._under_way[under_way]
-            self._stats.call_seconds[call].add(trio.current_time() - begun)
+            self._stats.call_failures[call.call][failure] += 1

@@ -57,6 +57,15 @@ class PeerWait:
             self.holds(self._held + len(data))
         return data
 
+    def receive_now(self, stream: UnixStream, most: int) -> bytes | None:
+        """At most `most` bytes of what has come; None when there are none yet, or they must not be read yet."""
+        if self.stopped or (self._share is not None and not self._share.has_room(self)):
+            return None
+        data = stream.receive_now(most)
+        if data:
+            self.holds(self._held + len(data))
+        return data
+
     def holds(self, size: int) -> None:
         """So many bytes of what came are not carried out yet; 0 at the connection's end, too."""
         self._held = size

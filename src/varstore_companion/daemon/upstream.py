@@ -4,11 +4,13 @@ import logging
 from dataclasses import dataclass
 from uuid import UUID
 
+import trio
+
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.verdicts import Occasion, Verdicts
 from varstore_companion.daemon.writer import Writer
 from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
-from varstore_companion.errors import OverLimitError, UnknownVersionError
+from varstore_companion.errors import OverLimitError, ToolstackUnavailableError, UnknownVersionError
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.check import Report, State, check
 from varstore_companion.trust.state import CertificatesState, Update
@@ -84,8 +86,8 @@ class Upstream:
         return self.known
 
     async def write(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
-        """Decide on a guest's store (`new`: as `admitted`) and store it. Raises as `Writer.store`."""
-        verdict, keys, generation = await self._decide(new)
+        """Decide on a guest's store (`new`: as `admitted`) and store it, until `deadline`. Raises as `Writer.store`."""
+        verdict, keys, generation = await self._decide(new, deadline)
         generation = await self.store(blob, verdict.update, generation, deadline)
         self.known = Known(generation, keys)
         self.report = verdict.report or self.report
@@ -110,11 +112,11 @@ class Upstream:
             self.field = None  # the toolstack derives it anew; known again after the next look
         return stored
 
-    async def _decide(self, new: Outline | None) -> tuple[Verdict, Keys | None, int]:
+    async def _decide(self, new: Outline | None, deadline: float) -> tuple[Verdict, Keys | None, int]:
         """The verdict, the keys of the new store, and the generation that it was decided on."""
         known = self.known
         if new is None:
-            known = known or self.see(await self._host.toolstack.read(self._uuid))
+            known = known or await self._look_until(deadline)
             return (
                 Verdict(Update.UNSPECIFIED, "a store of this version cannot be judged", State.UNKNOWN),
                 None,
@@ -123,8 +125,13 @@ class Upstream:
         keys = read_keys(new, None if known is None else known.keys)
         if known is None or known.keys is None or keys.members != known.keys.members:
             # Only a change of the keys needs the field; it is read together with the store it belongs to.
-            known = self.see(await self._host.toolstack.read(self._uuid))
+            known = await self._look_until(deadline)
         return decide(known.keys, keys, new, self.field, self._host.rules.manifest), keys, known.generation
+
+    async def _look_until(self, deadline: float) -> Known:
+        with trio.move_on_at(deadline):
+            return self.see(await self._host.toolstack.read(self._uuid))
+        raise ToolstackUnavailableError("the toolstack did not say in time what it holds")
 
 
 def admitted(blob: bytes, who: str) -> Outline | None:

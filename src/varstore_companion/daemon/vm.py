@@ -42,6 +42,7 @@ WRITE_SECONDS = 30.0
 """For the whole answer to a write. The guest's processor waits in SetVariable meanwhile."""
 STRAIGHT_SECONDS = 12.0
 """Of it, for the toolstack, before the store goes to the journal."""
+_TOO_LATE = f"the store could not be written within {WRITE_SECONDS:g} s"
 ANSWER_SECONDS = 1.0
 """Of a write's time, for saying that the journal did not take it."""
 FLUSH_SECONDS = 8.0
@@ -184,14 +185,16 @@ class Vm:
             self._host.stats.refused += 1
             raise
         deadline = trio.current_time() + WRITE_SECONDS
-        with self._host.stats.write_seconds.timed(), trio.move_on_at(deadline):
-            await _take(self._lock)
+        # Each wait has this deadline for itself: where there is none, a scope for them all would be a twentieth of a write.
+        with self._host.stats.write_seconds.timed():
+            await _take(self._lock, deadline)
             try:
-                await self._credits.spend(self._host.rules.limits)
+                await self._credits.spend(self._host.rules.limits, deadline)
+                if trio.current_time() >= deadline:
+                    raise ToolstackUnavailableError(_TOO_LATE)
                 return await self._put(blob, new, deadline)
             finally:
                 self._lock.release()
-        raise ToolstackUnavailableError(f"the store could not be written within {WRITE_SECONDS:g} s")
 
     # What the journal holds of it
 
@@ -317,10 +320,10 @@ class Vm:
         backlog, reason = self._backlog, "an earlier one waits for the toolstack"
         if backlog.pending is None:
             reason = "a call that was given up may still be carried out"
-            await _take(backlog.turn)
+            await _take(backlog.turn, deadline)
             try:
                 if backlog.is_settled:
-                    return await self._put_straight(blob, new)
+                    return await self._put_straight(blob, new, deadline)
             except _KeepsChangingError:
                 raise
             except (ToolstackUnavailableError, ToolstackUnclearError) as error:
@@ -334,25 +337,29 @@ class Vm:
             Verdict(Update.UNSPECIFIED, "decided when the toolstack takes it"), self._upstream.generation, journaled=True
         )
 
-    async def _put_straight(self, blob: bytes, new: Outline | None) -> Written:
-        deadline = trio.current_time() + STRAIGHT_SECONDS
-        with trio.move_on_at(deadline):
-            for _ in range(DECISIONS):
-                try:
-                    return Written(*await self._upstream.write(blob, new, deadline))
-                except ToolstackConflictError:
-                    log.info("vm=%s somebody else changed the store: deciding anew", self.uuid)
-            raise _KeepsChangingError("the store kept changing during the write")
-        raise ToolstackUnavailableError(f"the toolstack did not answer within {STRAIGHT_SECONDS:g} s")
+    async def _put_straight(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
+        deadline = min(trio.current_time() + STRAIGHT_SECONDS, deadline)
+        for _ in range(DECISIONS):
+            try:
+                return Written(*await self._upstream.write(blob, new, deadline))
+            except ToolstackConflictError:
+                log.info("vm=%s somebody else changed the store: deciding anew", self.uuid)
+        raise _KeepsChangingError("the store kept changing during the write")
 
 
 class _KeepsChangingError(ToolstackUnavailableError):
     """Somebody else writes the same VM's store all the time: journaled, it would only be set aside."""
 
 
-async def _take(lock: trio.Lock) -> None:
-    """Acquire a lock; without a turn of the event loop, a twelfth of a write, when nobody else has it or waits for it."""
+async def _take(lock: trio.Lock, deadline: float) -> None:
+    """Acquire a lock; without a turn of the event loop, a twelfth of a write, when nobody else has it or waits for it.
+
+    Raises `ToolstackUnavailableError` when it is not to be had until `deadline` (trio's clock).
+    """
     try:
         lock.acquire_nowait()
     except trio.WouldBlock:
-        await lock.acquire()
+        with trio.move_on_at(deadline):
+            await lock.acquire()
+            return
+        raise ToolstackUnavailableError(_TOO_LATE) from None

@@ -92,7 +92,11 @@ class Outline:
     @property
     def total(self) -> int:
         """Bytes as varstored counts them against `TOTAL_LIMIT`."""
-        return sum(name_end - name + data_end - data + OVERHEAD for name, name_end, data, data_end in self.places)
+        if not self.places:
+            return 0
+        # They lie back to back, each with `FIXED_SIZE` bytes besides its name and data.
+        begin, end = self.places[0][0] - layouts.LENGTH.size, self.places[-1][3] + TAIL_SIZE
+        return end - begin + len(self.places) * (OVERHEAD - FIXED_SIZE)
 
     def excesses(self) -> tuple[Excess, ...]:
         """Every limit of varstored's that the store breaks, each with its numbers; empty for a store that it loads."""

@@ -63,10 +63,17 @@ class Stream:
     ) -> None:
         self.is_closed = True
 
-    async def receive_some(self, limit: int | None = None) -> bytes:
-        piece = self._data[self._at : self._at + min(self._size, limit or self._size)]
+    async def receive_some(self, limit: int) -> bytes:
+        return self._take(limit)
+
+    def _take(self, limit: int) -> bytes:
+        piece = self._data[self._at : self._at + min(self._size, limit)]
         self._at += len(piece)
         return piece
+
+    def receive_now(self, limit: int) -> bytes | None:
+        # In pieces it has never come yet, so that both ways of reading are taken.
+        return None if self._size < len(self._data) else self._take(limit)
 
     async def send_all(self, data: bytes, *, seconds: float = 1.0) -> bool:
         assert not self.is_closed
