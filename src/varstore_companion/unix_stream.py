@@ -4,6 +4,7 @@ Beside `trio.SocketStream`: a write of a guest makes four connections of one req
 request's parsing. So bytes that the kernel takes at once are sent without one, and reading always has exactly one.
 """
 
+import select
 import socket
 from types import TracebackType
 from typing import Self
@@ -73,6 +74,13 @@ class UnixStream:
                     sent += self._send(view[sent:])
             return not scope.cancelled_caught
         return True
+
+    @property
+    def peer_has_left(self) -> bool:
+        """Whether the peer has closed its end, so that nobody waits for an answer. One that only sends no more has not."""
+        poller = select.poll()
+        poller.register(self.socket.fileno(), 0)
+        return bool(poller.poll(0))
 
     def send_eof(self) -> None:
         """Send nothing more; the peer's bytes can still be received."""

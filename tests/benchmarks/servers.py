@@ -140,8 +140,8 @@ async def ledger(folder: Path) -> None:
 async def bare(folder: Path) -> None:
     """The daemon with neither journal nor ledger on a write's way: what a write cost before there were any."""
 
-    async def put(vm: Vm, blob: bytes, new: Outline | None, _deadline: float) -> Written:
-        return await vm._put_straight(blob, new)
+    async def put(vm: Vm, blob: bytes, new: Outline | None, deadline: float) -> Written:
+        return await vm._put_straight(blob, new, deadline)
 
     def know_nothing(_writer: Writer, *_given: object) -> None:
         """Neither a digest nor a note is kept."""

@@ -12,7 +12,7 @@ import trio
 
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.limits import Share
-from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait, has_left
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
 from varstore_companion.unix_stream import UnixStream
@@ -128,7 +128,7 @@ class HttpSession:
             document += event.data
         if not isinstance(event, h11.EndOfMessage):
             return False
-        if has_left(self._stream):
+        if self._stream.peer_has_left:
             # As with the framed protocol: what it gave up must not come after what it sends next (invariant 9).
             raise trio.BrokenResourceError("the peer left before its call was carried out")
         try:

@@ -1,7 +1,5 @@
 """Waiting for a peer, which ends at a deadline or when the daemon stops: the same for every kind of connection."""
 
-import select
-
 import trio
 
 from varstore_companion.daemon.limits import Share
@@ -9,13 +7,6 @@ from varstore_companion.unix_stream import UnixStream
 
 DRAIN_SECONDS = 2.0
 """For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
-
-
-def has_left(stream: UnixStream) -> bool:
-    """Whether the peer has closed its end, so that nobody waits for an answer. One that only sends no more has not."""
-    poller = select.poll()
-    poller.register(stream.socket.fileno(), 0)
-    return bool(poller.poll(0))
 
 
 class PeerWait:

@@ -8,7 +8,7 @@ import trio
 from varstore_companion import __version__
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.limits import Share
-from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait, has_left
+from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
 from varstore_companion.errors import (
     CompanionError,
     ConfigurationError,
@@ -190,7 +190,7 @@ class Session:
             return connection.answer_error(event.request_id, event.code, event.text)
         if not isinstance(event, Request) or not isinstance(event.message, RequestMessage):
             raise TypeError(f"a server's connection gave {type(event).__name__}")
-        if isinstance(event.message, PutStore) and has_left(self._stream):
+        if isinstance(event.message, PutStore) and self._stream.peer_has_left:
             # It has given the write up, and may have sent a newer one on another connection: that must stay the last
             # (invariant 9). A request whose answer cannot come may be left undone.
             raise trio.BrokenResourceError("the peer left before its write was carried out")

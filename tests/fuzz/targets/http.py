@@ -52,6 +52,10 @@ class Stream:
         self.sent = bytearray()
         self.is_closed = False
 
+    @property
+    def peer_has_left(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.is_closed = True
 
