@@ -1,7 +1,8 @@
 """A connected Unix socket on trio's event loop, with a turn of the loop only where it has to wait.
 
 Beside `trio.SocketStream`: a write of a guest makes four connections of one request each, and a turn costs as much as the
-request's parsing. So bytes that the kernel takes at once are sent without one, and reading always has exactly one.
+request's parsing. So bytes that the kernel takes at once are sent without one, and those that have come can be had without
+one, too: whoever loops over that sees to it that the others get on.
 """
 
 import select

@@ -29,6 +29,7 @@ from varstore_companion.daemon.config import Settings, Source
 from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.limits import Limits
 from varstore_companion.daemon.main import Daemon
+from varstore_companion.daemon.process import spare_what_stands
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.session import CHUNK
@@ -171,6 +172,7 @@ def _rules() -> Rules:
 
 
 def _ready() -> None:
+    spare_what_stands()
     sys.stderr.write("ready\n")
 
 

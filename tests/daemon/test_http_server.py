@@ -450,3 +450,21 @@ async def test_stop_lets_the_request_that_is_carried_out_finish() -> None:
         assert (await peer.answer())[2] == b"call"
         rest = await peer.end()
     assert rest in (b"", b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 4\r\n\r\ncall")
+
+
+async def test_who_does_not_wait_for_answers_gives_way_between_them() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with connected() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await peer.send(post() * 100)
+        for _ in range(100):
+            assert (await peer.answer())[0] == 200
+        nursery.cancel_scope.cancel()
+    assert turns >= 90

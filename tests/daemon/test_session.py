@@ -398,3 +398,23 @@ async def test_the_first_error_says_whether_to_try_again(place: Place) -> None:
         with pytest.raises(Refused) as refused:
             await peer.put(b"x" * MAX_PING)
     assert not refused.value.try_again
+
+
+async def test_who_does_not_wait_for_answers_gives_way_between_them(place: Place) -> None:
+    machine = await place.machine(None)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with await connect(machine.path, machine.vm) as peer, trio.open_nursery() as nursery:
+        await peer.hello()
+        nursery.start_soon(others)
+        await peer.raw.send_all(b"".join(frame(Ping(), number) for number in range(100, 200)))
+        await peer.raw.send_eof()
+        assert len(await peer.rest()) == 100
+        nursery.cancel_scope.cancel()
+    assert turns >= 90

@@ -107,6 +107,9 @@ class HttpSession:
         try:
             while await self._one_request() and self._http.our_state is h11.DONE and not self._wait.stopped:
                 self._http.start_next_cycle()
+                if self._http.trailing_data[0]:
+                    # One who sends without waiting for answers gives way to the others between two of them.
+                    await trio.lowlevel.checkpoint()
         except h11.RemoteProtocolError as error:
             await self._refuse(_RefusedError(HTTPStatus(error.error_status_hint), str(error)))
         except _RefusedError as refused:
@@ -208,6 +211,6 @@ class HttpSession:
             pieces = [b"".join(pieces)]
         deadline = trio.current_time() + SEND_SECONDS
         for data in pieces:
-            if not await self._stream.send_all(data, seconds=deadline - trio.current_time()):
+            if not await self._stream.send_all(data, seconds=max(0.0, deadline - trio.current_time())):
                 self._complaints.add("closed: the peer does not take its answers")
                 raise trio.BrokenResourceError("the peer does not take its answers")

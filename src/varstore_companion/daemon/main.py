@@ -363,6 +363,7 @@ async def _serve(settings: Settings, source: Source) -> None:
     async with opened(settings, source, kept) as daemon, trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await nursery.start(daemon.run, name="daemon")
+            process.spare_what_stands()
             await service.ready(daemon.status_line)
             if service.has_manager:
                 nursery.start_soon(look_after, service, daemon, name="news for systemd")

@@ -80,7 +80,7 @@ async def _connect(path: Path, deadline: float) -> UnixStream | None:
             raise NotSentError(f"{path}: {error.strerror or error}") from None
         else:
             return UnixStream(socket)
-        await trio.sleep(min(pause, deadline - trio.current_time()))
+        await trio.sleep_until(min(trio.current_time() + pause, deadline))
         pause = min(2 * pause, BUSY_SECONDS_MOST)
     return None
 
