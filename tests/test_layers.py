@@ -44,8 +44,8 @@ EXCEPTIONS: dict[str, set[str]] = {
 
 PURE = ("efi", "trust", "wire", "strict_toml", "errors")
 STANDARD = {
-    "__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools", "math", "re",
-    "string", "struct", "tomllib", "types", "typing", "uuid", "warnings",
+    "__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools",
+    "math", "re", "string", "struct", "tomllib", "types", "typing", "uuid", "warnings",
 }  # fmt: skip
 """The standard library's modules without I/O, clock, randomness or threads."""
 LIBRARIES = {"efi": {"construct"}, "trust": {"cryptography"}}
