@@ -65,7 +65,7 @@ class Said(TypedDict):
 def _smoke(*options: str) -> str:
     # -P as in isolated mode: the script has to find the tests' folder by itself.
     command = [sys.executable, "-P", str(RUN), "--smoke", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=python_environment()).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=python_environment()).stdout
 
 
 @pytest.fixture(scope="module")
