@@ -1,6 +1,6 @@
 """The checks of a client: a process that makes the calls which it is told to make."""
 
-import select
+import selectors
 import socket
 import subprocess
 import tempfile
@@ -94,9 +94,12 @@ class Client:
         expect(self._wait(self._process.stdout), f"the client said nothing within {SECONDS:g} s")
         return self._process.stdout.readline().decode(errors="replace").strip()
 
-    def _wait(self, *sources: Any) -> Any:  # noqa: ANN401 - whatever select takes
-        ready, _, _ = select.select(sources, [], [], SECONDS)
-        return ready[0] if ready else None
+    def _wait(self, *sources: Any) -> Any:  # noqa: ANN401 - whatever has a descriptor
+        with selectors.DefaultSelector() as waiting:
+            for source in sources:
+                waiting.register(source, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in waiting.select(SECONDS)}
+        return next((source for source in sources if source in ready), None)
 
     def asks_again(self) -> bool:
         """Whether it sends something by itself before it says anything."""

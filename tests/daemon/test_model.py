@@ -260,6 +260,7 @@ class Machine(RuleBasedStateMachine):
         model.foreign = Version(self.foreign, is_updated=False)
         self.toolstack.vms[vm] = VmRecord(store_of(model.foreign), certcheck(store_of(model.foreign)), record.generation + 1)
         # Nothing that this host has under way reaches a VM that has moved on.
+        self.toolstack.moves[vm] += 1
         self.toolstack.held = [held for held in self.toolstack.held if held[1] != vm]
         pending = self.daemon._host.journal.pending(vm)
         if pending is not None and pending.digest != digest_of(record.store):

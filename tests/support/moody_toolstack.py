@@ -28,6 +28,8 @@ class Moody(MemoryToolstack):
         self.next_write = ""
         self.held: list[tuple[float, UUID, bytes, Update]] = []
         self.attached: set[UUID] = set()
+        self.moves = dict.fromkeys(VMS, 0)
+        """How often each VM has moved on elsewhere: what was under way to it by then does not reach it any more."""
         self.floor = dict.fromkeys(VMS, -1)
         """Of each VM: stores up to this number must not replace what another host has written since."""
         for vm in VMS:
@@ -49,10 +51,12 @@ class Moody(MemoryToolstack):
         if mood == "unclear before":
             raise ToolstackUnclearError("the answer was lost, and nothing done")
         if mood == "late":
+            moves = self.moves[vm]
             try:
                 await trio.sleep_forever()
             finally:
-                self.held.append((trio.current_time(), vm, store, update))
+                if self.moves[vm] == moves:
+                    self.held.append((trio.current_time(), vm, store, update))
         generation = await self._land(vm, store, update, expected)
         await trio.sleep(self.slowness)
         if mood == "unclear after":
