@@ -381,5 +381,5 @@ class Machine(RuleBasedStateMachine):
         self.daemon._host.ledger.close()
 
 
-Machine.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestModel = pytest.mark.skipif(microsoft_folder() is None, reason="virt-firmware is not installed")(Machine.TestCase)
