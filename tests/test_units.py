@@ -6,15 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from support.daemon import updated, written
+from support.guards import behind_guard
 from support.processes import python_environment
-from support.serve import SECONDS, Home, varstored
+from support.serve import SECONDS, Home, Serve, varstored
+from support.stock import Varstored
 from support.storemaker import scene
 from varstore_companion.cli.client import control as control_client
+from varstore_companion.daemon.interpose import is_left
 from varstore_companion.daemon.kept import LONGEST_NAME
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.messages import (
@@ -45,6 +51,11 @@ def tool(name: str) -> str:
     if found is None:
         pytest.skip(f"needs {name}")
     return found
+
+
+def works(*prefix: str) -> bool:
+    """Whether a command that runs another can be used here."""
+    return subprocess.run([*prefix, "true"], capture_output=True, timeout=SECONDS, check=False).returncode == 0
 
 
 def setting(key: str) -> list[str]:
@@ -132,7 +143,7 @@ def test_one_of_root_s_powers_is_needed_and_no_other(tmp_path: Path) -> None:
 @needs_root
 def test_private_users_would_leave_no_group_to_give(tmp_path: Path) -> None:
     unshare = [tool("unshare"), "--user", "--map-root-user"]
-    if subprocess.run([*unshare, "true"], capture_output=True, timeout=SECONDS, check=False).returncode != 0:
+    if not works(*unshare):
         pytest.skip("this system lets nobody make a user namespace")
     assert not setting("PrivateUsers")
     assert "Invalid argument" in bind(tmp_path / "a.sock", *unshare)
@@ -160,7 +171,7 @@ def test_another_user_than_root_could_not_make_a_socket_in_a_varstored_s_root(tm
 def test_the_folder_of_the_sockets_has_to_be_writable(tmp_path: Path) -> None:
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
     prefix = [tool("unshare"), "--mount", tool("sh"), "-c", script, str(tmp_path)]
-    if subprocess.run([*prefix, "true"], capture_output=True, timeout=SECONDS, check=False).returncode != 0:
+    if not works(*prefix):
         pytest.skip("this system lets nobody mount")
     assert "Read-only file system" in bind(tmp_path / "a.sock", *prefix)
 
@@ -172,6 +183,9 @@ import ctypes
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
 """
+
+
+Start = Callable[[], AbstractContextManager[Serve]]
 
 
 def allowed_calls(*groups: str) -> set[str]:
@@ -194,12 +208,12 @@ def allowed_calls(*groups: str) -> set[str]:
     return found
 
 
-def live(home: Home) -> None:
-    """A VM's life: attached for a varstored's group, updated at its boot, written with each verdict, detached."""
+async def live(home: Home, start: Start) -> None:
+    """A VM's life on the embedded toolstack: attached for a varstored's group, updated at its boot, written, detached."""
     old = scene("ms2011").blob
     vm = home.create(old, CertificatesState.UPDATE_ON_BOOT)
     path = home.folder / "vm.sock"
-    with control_client(home.control) as control:
+    with start(), control_client(home.control) as control:
         control.call(Attach(vm, bytes(path), GROUP))
         assert path.lstat().st_gid == GROUP
         with varstored(path, vm) as client:
@@ -220,35 +234,79 @@ def live(home: Home) -> None:
         assert database.read(vm).state is CertificatesState.OK
 
 
+async def live_before_a_guard(home: Home, start: Start) -> None:
+    """A VM's life on the guard toolstack: its guard's socket taken over, updated, written, by one daemon that is killed and by
+    the next, and given back."""
+    old = scene("ms2011").blob
+    async with trio.open_nursery() as nursery:
+        guard, server = behind_guard(home.folder, nursery, old, CertificatesState.UPDATE_ON_BOOT)
+        vm, path = guard.model.uuid, server.path
+        os.chown(path, 0, GROUP)
+        guards = path.lstat().st_ino
+        stock = Varstored(path, vm)
+        with start(), control_client(home.control) as control:
+            control.call(Attach(vm, bytes(path), interpose=True))
+            assert (path.lstat().st_gid, path.lstat().st_ino != guards) == (GROUP, True)
+            assert await stock.read() == updated(old)
+            await stock.write(written("ms2011", 1))
+        with start() as serve, control_client(home.control) as control:
+            await stock.write(written("ms2011", 2))
+            assert guard.model.store == written("ms2011", 2)
+            # It came back, since it is of this start of the host, and so is what was noted of its writes.
+            control.call(Detach(bytes(path)))
+            assert not is_left(path)
+            assert path.lstat().st_ino == guards
+        assert [line for line in serve.lines if line.startswith(("WARNING", "ERROR"))] == []
+        nursery.cancel_scope.cancel()
+
+
+LIVES: dict[str, Callable[[Home, Start], Awaitable[None]]] = {"embedded": live, "guard": live_before_a_guard}
+
+
 @needs_root
-def test_the_daemon_makes_no_call_that_the_filter_refuses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("toolstack", LIVES)
+async def test_the_daemon_makes_no_call_that_the_filter_refuses(tmp_path: Path, toolstack: str) -> None:
     strace = tool("strace")
     trace = tmp_path / "trace"
     home = Home(tmp_path)
-    prefix = [strace, "-f", "-qq", "-o", str(trace), "-e", "trace=all", "-e", "signal=none"]
-    if subprocess.run([*prefix, "true"], capture_output=True, timeout=SECONDS, check=False).returncode != 0:
+    prefix = [strace, "-f", "-qq", "-A", "-o", str(trace), "-e", "trace=all", "-e", "signal=none"]
+    if not works(*prefix):
         pytest.skip("this system lets nobody trace")
-    with home.serve(prefix=prefix) as serve:
-        live(home)
-        tracer = serve.process.pid
-        (daemon,) = Path(f"/proc/{tracer}/task/{tracer}/children").read_text().split()
-        os.kill(int(daemon), signal.SIGTERM)
-        assert serve.wait() == 0
+
+    @contextmanager
+    def start() -> Iterator[Serve]:
+        with home.serve("--toolstack", toolstack, prefix=prefix) as serve:
+            yield serve
+            tracer = serve.process.pid
+            (daemon,) = Path(f"/proc/{tracer}/task/{tracer}/children").read_text().split()
+            os.kill(int(daemon), signal.SIGTERM)
+            assert serve.wait() == 0
+
+    await LIVES[toolstack](home, start)
     made = {match[1] for line in trace.read_text().splitlines() if (match := re.match(r"\d+ +(?:<\.\.\. )?(\w+)", line))}
     made -= {"exit", "resumed"}
-    assert {"chown", "fsync", "accept4"} <= made
+    assert {"fsync", "accept4"} <= made
     allowed = allowed_calls()
     assert made - allowed == set()
     # Of the privileged ones it makes only these: for the group of a VM's socket, and SQLite for its files.
-    assert made & allowed_calls("@privileged") == {"chown", "fchown"} <= allowed_calls("@chown")
+    theirs = {"chown", "fchown"} if toolstack == "embedded" else {"chown"}
+    assert made & allowed_calls("@privileged") == theirs <= allowed_calls("@chown")
+
+
+# Its folder is what StateDirectory= and ReadWritePaths= leave it.
+FILES = """
+mount -t proc -o "$0" proc /proc && mount --bind "$1" "$1" && mount -o remount,ro,bind / && shift && exec "$@"
+"""
 
 
 @needs_root
-def test_it_works_in_what_the_unit_leaves_it(tmp_path: Path) -> None:
-    unshare = [tool("unshare"), "--net", "--ipc"]
-    if subprocess.run([*unshare, "true"], capture_output=True, timeout=SECONDS, check=False).returncode != 0:
-        pytest.skip("this system lets nobody make a network namespace")
+@pytest.mark.parametrize("toolstack", LIVES)
+async def test_it_works_in_what_the_unit_leaves_it(tmp_path: Path, toolstack: str) -> None:
+    options = f"hidepid={setting('ProtectProc')[0]}" + "".join(f",subset={each}" for each in setting("ProcSubset"))
+    files = [tool("sh"), "-c", FILES, options, str(tmp_path)]
+    unshare = [tool("unshare"), "--net", "--ipc", "--mount", *files]
+    if not works(*unshare):
+        pytest.skip("this system lets nobody make namespaces, or mount")
     home = Home(tmp_path)
     powers = [tool("setpriv"), "--bounding-set=-all,+chown", "--no-new-privs"]
-    with home.serve(prefix=[*unshare, *powers], before=SANDBOX):
-        live(home)
+    await LIVES[toolstack](home, lambda: home.serve("--toolstack", toolstack, prefix=[*unshare, *powers], before=SANDBOX))

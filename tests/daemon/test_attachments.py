@@ -10,6 +10,7 @@ import pytest
 from varstore_companion.daemon import attachments
 from varstore_companion.daemon.attachments import Attachment, NewerListError, interposed
 from varstore_companion.errors import ConfigurationError
+from varstore_companion.journal import files
 
 VM = uuid4()
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_saved_leaves_the_list_before(tmp_path: Path, monkeypatch
 def test_interposed_ones_are_of_one_start_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path has the domain's number in it, and after a reboot another VM's domain may have that number (invariant 8)."""
     path, start = tmp_path / "attached.json", tmp_path / "start"
-    monkeypatch.setattr(attachments, "_HOST_START", start)
+    monkeypatch.setattr(files, "_HOST_START", start)
     plain, taken = Attachment(VM, Path("/a"), None, 0o660, resume=True), interposed(VM, Path("/b"), resume=False)
     start.write_text("one\n")
     attachments.save(path, [plain, taken])

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from varstore_companion.journal import ledger as module
+from varstore_companion.journal import files
 from varstore_companion.journal.ledger import MAX_VMS, Ledger, Noted
 
 A, B = bytes([1]) * 32, bytes([2]) * 32
@@ -39,7 +39,7 @@ def test_nothing_counts_after_the_host_went_down(tmp_path: Path, monkeypatch: py
     opened(path).note(vm, A, B)
     boot = tmp_path / "boot_id"
     boot.write_text("00000000-0000-0000-0000-000000000001\n")
-    monkeypatch.setattr(module, "_BOOT_ID", boot)
+    monkeypatch.setattr(files, "_HOST_START", boot)
     assert opened(path).noted(vm) is None
     opened(path).note(vm, B)
     assert opened(path).noted(vm) == Noted(B, None)
@@ -95,3 +95,31 @@ def test_a_file_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
     for _ in range(3):
         ledger.note(uuid4(), A)
     assert len(caplog.messages) == 1
+
+
+def test_where_no_start_of_the_host_can_be_told_nothing_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, vm = tmp_path / "ledger", uuid4()
+    monkeypatch.setattr(files, "_HOST_START", tmp_path / "absent")
+    for number in range(1, 3):
+        ledger = opened(path)
+        assert ledger.noted(vm) is None
+        assert len(caplog.messages) == number
+        ledger.note(vm, A)
+        assert ledger.noted(vm) == Noted(A, None)
+
+
+def test_what_is_forgotten_is_forgotten_by_the_next_daemon_too(tmp_path: Path) -> None:
+    path, one, two, new = tmp_path / "ledger", uuid4(), uuid4(), uuid4()
+    ledger = opened(path)
+    ledger.note(one, A, B)
+    ledger.note(two, B)
+    ledger.forget(one)
+    ledger.forget(one)
+    for found in (ledger, opened(path)):
+        assert (found.noted(one), found.noted(two)) == (None, Noted(B, None))
+    size = path.stat().st_size
+    ledger.note(new, A)
+    assert path.stat().st_size == size
+    assert (opened(path).noted(new), opened(path).noted(two)) == (Noted(A, None), Noted(B, None))

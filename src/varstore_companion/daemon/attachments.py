@@ -16,7 +16,6 @@ from varstore_companion.wire.limits import MAX_GID, MAX_MODE
 FORMAT = 1
 DEFAULT_MODE = 0o660
 """As xapi makes the socket of a deprivileged varstored: for its owner and the domain's own group."""
-_HOST_START = Path("/proc/sys/kernel/random/boot_id")
 
 
 class NewerListError(ConfigurationError):
@@ -84,23 +83,15 @@ def load(path: Path) -> tuple[Attachment, ...]:
         kept = tuple(_attachment(entry) for entry in document["attachments"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None
-    start = _host_start()
+    start = files.host_start()
     is_same_start = start is not None and document.get("host_start") == start
     return tuple(each for each in kept if is_same_start or not each.interpose)
-
-
-def _host_start() -> str | None:
-    """What the kernel calls this start of the host; None where it does not say."""
-    try:
-        return _HOST_START.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 def save(path: Path, attachments: Iterable[Attachment]) -> None:
     """Keep the attachments, durably. Raises `OSError`; what was kept before stays then."""
     described = [attachment.describe() for attachment in attachments]
-    document = {"format": FORMAT, "host_start": _host_start(), "attachments": described}
+    document = {"format": FORMAT, "host_start": files.host_start(), "attachments": described}
     files.write(path, (json.dumps(document, indent=1) + "\n").encode())
 
 

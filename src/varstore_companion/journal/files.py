@@ -5,6 +5,15 @@ from pathlib import Path
 
 NEW = ".new"
 """What the name of a file that is being written ends in. One that a crash left behind is written over the next time."""
+_HOST_START = Path("/proc/sys/kernel/random/boot_id")
+
+
+def host_start() -> str | None:
+    """What the kernel calls this start of the host; None where it does not say. What is true of one start only names it."""
+    try:
+        return _HOST_START.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None) -> None:

@@ -14,13 +14,14 @@ from pathlib import Path
 from uuid import UUID
 from zlib import crc32
 
+from varstore_companion.journal import files
+
 log = logging.getLogger(__name__)
 
 MAX_VMS = 4_096
 """VMs that are kept; the one that has not been written to for the longest gives way."""
 
 _MAGIC = b"VSCLEDG1"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _HEADER = struct.Struct("<8s36s20x")
 _SLOT = struct.Struct("<16s32s32sI")
 """VM, digest of the store held, digest of the one that is sent (zeros: none), CRC-32 of all before it."""
@@ -48,13 +49,19 @@ class Ledger:
         self._failed = False
 
     def open(self) -> None:
-        """Read what the daemon before left. Raises `OSError`."""
+        """Read what the daemon before left. Raises `OSError`.
+
+        Where the kernel does not say which start of the host this is, nothing that was left can be trusted.
+        """
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        boot = _BOOT_ID.read_bytes()[:36]
+        start = files.host_start()
+        if start is None:
+            log.warning("%s: which start of the host this is cannot be read: it is begun anew", self._path)
+        header = _HEADER.pack(_MAGIC, (start or "").encode())
         data = os.pread(self._descriptor, _HEADER.size + MAX_VMS * _SLOT.size, 0)
-        if data[: _HEADER.size] != _HEADER.pack(_MAGIC, boot):
+        if start is None or data[: _HEADER.size] != header:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, _HEADER.pack(_MAGIC, boot), 0)
+            os.pwrite(self._descriptor, header, 0)
             return
         self._used = (len(data) - _HEADER.size) // _SLOT.size
         for slot in range(self._used):
@@ -94,9 +101,19 @@ class Ledger:
             oldest, self._slots[vm] = self._slots.popitem(last=False)
             del self._noted[oldest]
         body = vm.bytes + held + (sent or _NONE)
-        place = _HEADER.size + self._slots[vm] * _SLOT.size
+        self._write(vm, self._slots[vm], body + crc32(body).to_bytes(4, "little"))
+
+    def forget(self, vm: UUID) -> None:
+        """Keep nothing of a VM: it may have been written to past this daemon."""
+        slot = self._slots.pop(vm, None)
+        if slot is not None:
+            del self._noted[vm]
+            self._free.append(slot)
+            self._write(vm, slot, bytes(_SLOT.size))
+
+    def _write(self, vm: UUID, slot: int, data: bytes) -> None:
         try:
-            os.pwrite(self._descriptor, body + crc32(body).to_bytes(4, "little"), place)
+            os.pwrite(self._descriptor, data, _HEADER.size + slot * _SLOT.size)
         except OSError as error:
             if not self._failed:
                 log.warning("vm=%s %s: %s: what is under way to the toolstack cannot be noted", vm, self._path, error.strerror)
