@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support import stock
 from support.daemon import Machine, updated, written
+from support.fake_guard import Guard, Server
 from support.guards import Place
 from support.peer import Refused, greeted
 from support.stock import Varstored
@@ -25,15 +26,18 @@ from varstore_companion.daemon import attachments, interpose, sockets
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.attachments import Attachment, interposed
 from varstore_companion.daemon.interpose import beside
+from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.rename import Flag, rename
 from varstore_companion.daemon.session import RequestRefusedError
 from varstore_companion.errors import ConfigurationError
+from varstore_companion.journal import files
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Attach, AttachAnswer, Durable, Outcome, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState
 OLD = scene("ms2011").blob
+AWAY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 
 @pytest.fixture
@@ -492,7 +496,7 @@ async def test_after_the_host_was_started_anew_a_path_may_be_another_vms(
     guard, server = place.guard(OLD, AVAILABLE)
     kept = Attachment(guard.model.uuid, tmp_path / "vm", None, 0o660, resume=False, upstream=server.path)
     attachments.save(place.saved, [kept, interposed(uuid4(), server.path, resume=False)])
-    monkeypatch.setattr(attachments, "_HOST_START", tmp_path / "start")
+    monkeypatch.setattr(files, "_HOST_START", tmp_path / "start")
     (tmp_path / "start").write_text("another\n")
     before = inode(server.path)
     await nursery.start(place.daemon.run)
@@ -508,7 +512,7 @@ async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_g
     machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
     await machine.boot(Reason.RESUME)
     for _ in range(4):
-        server.next(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        server.next(AWAY)
     assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
     with pytest.raises(RequestRefusedError, match="not with its toolstack yet"):
         await place.daemon.detach(machine.path)
@@ -517,3 +521,70 @@ async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_g
     server._prepared.clear()
     assert await place.daemon.detach(machine.path)
     assert guard.model.store == written("ms2011", 1)
+
+
+async def test_what_a_last_request_left_in_the_journal_reaches_the_guard(place: Place) -> None:  # invariant 9
+    machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    given_back = trio.Event()
+    prepared = server.next(AWAY, until=given_back)
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+
+        async def put() -> None:
+            assert (await peer.put(written("ms2011", 1))).durable is Durable.JOURNAL
+
+        nursery.start_soon(put)
+        await prepared.reached.wait()
+        assert await place.daemon.detach(machine.path)
+        assert inode(machine.path) == inode(server.path)
+        given_back.set()
+    with trio.fail_after(sockets.WATCH_SECONDS):
+        while guard.model.store != written("ms2011", 1):
+            await trio.testing.wait_all_tasks_blocked()
+    assert place.host.journal.pending_count == 0
+
+
+@pytest.mark.parametrize("daemon", ["the same", "the next"])
+async def test_what_a_guest_wrote_past_the_daemon_is_not_taken_for_old(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, daemon: str
+) -> None:
+    """What the toolstack held at the detach says nothing about a later write: not even that its keys are unchanged."""
+    place = Place(tmp_path, nursery)
+    place.host.ledger = opened_ledger(tmp_path / "ledger")
+    async with trio.open_nursery() as life:
+        await life.start(place.daemon.run)
+        machine, guard, server = await place.interposed(OLD, AVAILABLE, resume=True)
+        await machine.boot(Reason.RESUME)
+        await machine.put(written("ms2011", 1))
+        vm = place.daemon.vm(machine.vm) if daemon == "the same" else None
+        assert await place.daemon.detach(machine.path)
+        if vm is None:
+            await place.daemon.stop()
+            life.cancel_scope.cancel()
+        else:
+            await confirm_nothing_is_built_on_it(place, machine, guard, server)
+            life.cancel_scope.cancel()
+    if daemon == "the next":
+        place.host.ledger.close()
+        place = Place(tmp_path, nursery)
+        place.host.ledger = opened_ledger(tmp_path / "ledger")
+        await nursery.start(place.daemon.run)
+        await confirm_nothing_is_built_on_it(place, machine, guard, server)
+    nursery.cancel_scope.cancel()
+
+
+async def confirm_nothing_is_built_on_it(place: Place, machine: Machine, guard: Guard, server: Server) -> None:
+    """After a detach: the guest writes to its guard, and then through the daemon while the guard is away."""
+    await Varstored(server.path, machine.vm).write(written("all2023", 2))
+    assert not await place.daemon.attach(interposed(machine.vm, server.path, resume=True))
+    server.next(AWAY)
+    server.next(AWAY)
+    with pytest.raises(Refused) as refused:
+        await machine.put(written("all2023", 3))
+    assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
+    assert place.host.journal.pending_count == 0
+    assert guard.model.store == written("all2023", 2)
+    server._prepared.clear()
+    assert (await machine.put(written("all2023", 3))).durable is Durable.TOOLSTACK
+    assert guard.model.updates[-1] == "no"
+    assert guard.model.store == written("all2023", 3)

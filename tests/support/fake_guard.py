@@ -62,12 +62,13 @@ def http(body: bytes, status: bytes = b"200 OK") -> bytes:
 class Prepared:
     """What happens instead of an answer: `raw` is sent as it is, then the connection is closed, unless it is `held`.
 
-    `carry_out`: the call is carried out all the same. `reached` is set when the request has come.
+    `carry_out`: the call is carried out all the same. `reached` is set when the request has come; nothing is sent `until`.
     """
 
     raw: bytes = b""
     carry_out: bool = False
     held: bool = False
+    until: trio.Event | None = None
     reached: trio.Event = field(default_factory=trio.Event)
 
 
@@ -83,9 +84,17 @@ class Server:
         self._listener: socket.socket | None = None
         self._scope: trio.CancelScope | None = None
 
-    def next(self, raw: bytes = b"", *, method: str | None = None, carry_out: bool = False, held: bool = False) -> Prepared:
+    def next(
+        self,
+        raw: bytes = b"",
+        *,
+        method: str | None = None,
+        carry_out: bool = False,
+        held: bool = False,
+        until: trio.Event | None = None,
+    ) -> Prepared:
         """Have the next call, or the next one of that method, meet something else than an answer."""
-        prepared = Prepared(raw, carry_out, held)
+        prepared = Prepared(raw, carry_out, held, until)
         self._prepared.append((method, prepared))
         return prepared
 
@@ -151,6 +160,8 @@ class Server:
 
     async def _meet(self, stream: trio.SocketStream, prepared: Prepared) -> None:
         prepared.reached.set()
+        if prepared.until is not None:
+            await prepared.until.wait()
         if prepared.raw:
             await stream.send_all(prepared.raw)
         if prepared.held:

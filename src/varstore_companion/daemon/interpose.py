@@ -63,21 +63,21 @@ class How(Enum):
 class Taking:
     """Our socket, which listens under another name than PATH until `switch`. One of `switch` and `abandon` is called.
 
-    `bound`: the socket as it is after `switch`; whoever takes it closes it.
+    `bound`: the socket as it is after `switch`; whoever takes it closes it. `how`: what `switch` does.
     """
 
     def __init__(self, folder: int, bound: Bound, at: str, how: How, access: Access) -> None:
         self.bound = bound
+        self.how = how
         self._folder = folder
         self._at = at
-        self._how = how
         self._access = access
 
     def switch(self) -> None:
         """Have PATH lead to us, in one step. Raises `ConfigurationError`, with PATH as it was, when it changed meanwhile."""
         name = self.bound.path.name
         try:
-            match self._how:
+            match self.how:
                 case How.EXCHANGE:
                     self._exchange(name)
                 case How.REPLACE:

@@ -134,10 +134,13 @@ class Sockets:
         """Stop serving a socket, remove and forget it; False when it was not served. Raises `ConfigurationError`.
 
         One that was interposed is given back to its guard. So is one that a crash left without an entry in the list.
+
+        Raises `RequestRefusedError` for one whose newest store is not with its living guard: its guest would write there
+        next, and what it was told is durable would be older than that.
         """
         going = self.served.get(path)
         if going is not None and self._host.upstreams is not None:
-            await self._flush(going)
+            await self._vm(going.attachment.vm).flush()
         async with self._changing:
             there = self.served.get(path)
             if there is None:
@@ -146,6 +149,9 @@ class Sockets:
                     await self._save_after(path)
                 return left
             if there.attachment.interpose:
+                if not self._vm(there.attachment.vm).is_direct and interpose.has_guard(path):
+                    text = f"{path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
+                    raise RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
                 # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).
                 interpose.give_back(path, there.acceptor.bound)
                 self._drop(path)
@@ -160,18 +166,6 @@ class Sockets:
                 await self._kept.forget(there.acceptor.bound)
         log.info("vm=%s detached %s", there.attachment.vm, path)
         return True
-
-    async def _flush(self, going: Attached) -> None:
-        """Bring what is journaled to the VM's toolstack while there is a way. Raises `RequestRefusedError`.
-
-        A socket that goes back to a living guard waits for that: its guest would write to the guard next, and what it was
-        told is durable would be older than that.
-        """
-        vm = self._vm(going.attachment.vm)
-        await vm.flush()
-        if going.attachment.interpose and not vm.is_direct and interpose.has_guard(going.attachment.path):
-            text = f"{going.attachment.path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
-            raise RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
 
     async def _bring_back(self) -> None:
         try:
@@ -206,12 +200,17 @@ class Sockets:
             return listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
         taking = interpose.prepare(attachment.path, self._identities(), returning=returning)
         taking.switch()
+        if taking.how is interpose.How.EXCHANGE:
+            # The guard had its socket to itself until now.
+            self._vm(attachment.vm).forget()
         return taking.bound
 
     def _serve(self, attachment: Attachment, bound: Bound, *, fresh: bool) -> None:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
         vm = self._vm(attachment.vm)
+        if fresh:
+            vm.forget()
         served = VmSocket(attachment, vm, fresh=fresh)
         acceptor = Acceptor(
             bound,
@@ -290,8 +289,12 @@ class Sockets:
 
     async def _retired(self, there: Attached) -> None:
         await there.acceptor.retire()
+        vm = there.attachment.vm
+        if not self.of(vm):
+            # What its last requests left in the journal: the way to its toolstack goes with the socket.
+            await self._vm(vm).flush()
         self._retiring.discard(there)
-        self._choose_upstream(there.attachment.vm)
+        self._choose_upstream(vm)
 
     def _drop(self, path: Path) -> None:
         there = self.served.pop(path)

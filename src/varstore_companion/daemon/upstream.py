@@ -85,6 +85,11 @@ class Upstream:
         self.known = Known(record.generation, keys)
         return self.known
 
+    def forget(self) -> None:
+        """What the toolstack holds may have changed past this daemon."""
+        self.known = None
+        self.writer.forget()
+
     async def write(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
         """Decide on a guest's store (`new`: as `admitted`) and store it, until `deadline`. Raises as `Writer.store`."""
         verdict, keys, generation = await self._decide(new, deadline)

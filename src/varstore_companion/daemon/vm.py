@@ -213,6 +213,14 @@ class Vm:
         """Whether nothing waits to be delivered, nor may a call that was given up still be carried out."""
         return self._backlog.mode is Mode.DIRECT
 
+    def forget(self) -> None:
+        """The guest may have written past this daemon, or the VM have been elsewhere: what the toolstack held counts no more.
+
+        Not while a store of it waits: that one knows itself what it follows on.
+        """
+        if self._backlog.pending is None:
+            self._upstream.forget()
+
     async def settled(self) -> None:
         """Wait until no call that was given up can still be carried out."""
         await self._backlog.settled()
@@ -311,8 +319,6 @@ class Vm:
         if not delivered:
             raise ToolstackUnclearError(f"the alert was not taken within {ALERT_SECONDS:g} s")
         log.warning("vm=%s the guest failed Secure Boot verification; the operator was alerted", self.uuid)
-
-    # One boot
 
     # One write
 
