@@ -12,7 +12,7 @@ from varstore_companion.paths import CONFIG
 
 EXAMPLES = """\
   varstore-companion config check
-  varstore-companion config check /root/config.toml.new --json
+  varstore-companion config check config.toml.new --json
 
 The manifest and the certificates that the settings name are read, too; nothing is opened or changed. The exit code is 0 when
 the daemon could use all of it, and 2 otherwise. Warnings are about updates that will be refused."""

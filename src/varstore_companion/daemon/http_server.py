@@ -95,13 +95,7 @@ class HttpSession:
 
     async def run(self) -> None:
         """Serve the connection until either side ends it. Closes the stream."""
-        async with self._stream:
-            try:
-                await self._run()
-            except trio.BrokenResourceError:
-                log.debug("%s the peer went away", self._complaints.who)
-            finally:
-                self._wait.holds(0)
+        await self._wait.serve(self._stream, self._run, self._complaints.who)
 
     async def _run(self) -> None:
         try:

@@ -1,9 +1,14 @@
 """Waiting for a peer, which ends at a deadline or when the daemon stops: the same for every kind of connection."""
 
+import logging
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from varstore_companion.daemon.limits import Share
 from varstore_companion.unix_stream import UnixStream
+
+log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 2.0
 """For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
@@ -30,6 +35,16 @@ class PeerWait:
         self._until = min(self._until, trio.current_time() + patience)
         if self._scope is not None:
             self._scope.deadline = min(self._scope.deadline, self._until)
+
+    async def serve(self, stream: UnixStream, run: Callable[[], Awaitable[None]], who: str) -> None:
+        """Serve a connection by `run` until either side ends it. Closes the stream."""
+        async with stream:
+            try:
+                await run()
+            except trio.BrokenResourceError:
+                log.debug("%s the peer went away", who)
+            finally:
+                self.holds(0)
 
     async def receive(self, stream: UnixStream, most: int, deadline: float) -> bytes | None:
         """At most `most` bytes of what comes, None when none come until `deadline` (trio's clock) or the daemon stops."""
@@ -58,7 +73,7 @@ class PeerWait:
         return data
 
     def holds(self, size: int) -> None:
-        """So many bytes of what came are not carried out yet; 0 at the connection's end, too."""
+        """So many bytes of what came are not carried out yet."""
         self._held = size
         if self._share is not None:
             self._share.holds(self, size)

@@ -124,13 +124,7 @@ class Session:
 
     async def run(self) -> None:
         """Serve the connection until either side ends it. Closes the stream."""
-        async with self._stream:
-            try:
-                await self._run()
-            except trio.BrokenResourceError:
-                log.debug("%s the peer went away", self._complaints.who)
-            finally:
-                self._wait.holds(0)
+        await self._wait.serve(self._stream, self._run, self._complaints.who)
 
     async def _run(self) -> None:
         begun = trio.current_time() if self._begun is None else self._begun
