@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
 
 test: lint
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 nightly: $(VENV)/.test
 	@$(BIN)/python -I tests/killing/run.py

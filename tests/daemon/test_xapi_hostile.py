@@ -124,8 +124,8 @@ async def test_a_thousand_connections_take_places_and_nothing_else(host: Host) -
 
     made, refused = await trio.to_thread.run_sync(run)
     assert made == 1_000
-    # All but those with a place, and those that have not been looked at yet.
-    assert refused >= 1_000 - XAPI_CONNECTIONS - BACKLOG
+    # All but those with a place, and those that have not been looked at yet: the system queues one more than it is asked to.
+    assert refused >= 1_000 - XAPI_CONNECTIONS - (BACKLOG + 1)
     with trio.fail_after(10):
         while host.daemon.connections:
             await trio.lowlevel.checkpoint()
