@@ -13,6 +13,7 @@ import pytest
 from support import own_rules
 from support.commands import Daemon, Run, daemon, on_terminal, process, raw_file, shell
 from varstore_companion.cli.client import Client
+from varstore_companion.journal import files
 from varstore_companion.toolstack.database import FILE_NAME, Database
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire import messages
@@ -206,7 +207,7 @@ def test_more_than_a_page(run: Run, tmp_path: Path) -> None:
     state.mkdir()
     paths = [str(folder / f"{number}-é.sock") for number in range(MANY)]
     entries = [{"vm": str(uuid4()), "path": path, "gid": None, "mode": "0660", "resume": False} for path in paths]
-    (state / "attached.json").write_text(json.dumps({"format": 1, "attachments": entries}))
+    (state / "attached.json").write_text(json.dumps({"format": 1, "host_start": files.host_start(), "attachments": entries}))
     with daemon(tmp_path) as many:
         control = ("--control", many.control)
         listed = run("list", "--json", *control).json["attachments"]

@@ -20,8 +20,10 @@ from support.daemon import Machine, updated, written
 from support.fake_guard import Guard, Server
 from support.guards import Place
 from support.peer import Refused, greeted
+from support.serve import Home
 from support.stock import Varstored
 from support.storemaker import scene
+from varstore_companion.cli.client import control
 from varstore_companion.daemon import attachments, interpose, sockets
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.attachments import Attachment, interposed
@@ -33,7 +35,7 @@ from varstore_companion.errors import ConfigurationError
 from varstore_companion.journal import files
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
-from varstore_companion.wire.messages import Attach, AttachAnswer, Durable, Outcome, Reason
+from varstore_companion.wire.messages import Attach, AttachAnswer, Detach, Durable, Outcome, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState
 OLD = scene("ms2011").blob
@@ -351,6 +353,26 @@ async def test_a_stale_socket_is_never_preferred_to_a_living_one(place: Place) -
         stale.close()
 
 
+async def test_what_another_daemon_has_taken_over_is_left_alone(place: Place) -> None:
+    """Each would be the other's upstream, and the guard's socket be gone."""
+    guard, server = place.guard(OLD, AVAILABLE)
+    theirs = inode(server.path)
+    home = Home(place.folder / "other")
+    home.folder.mkdir()
+    with home.serve("--toolstack", "guard"), control(home.control) as other:
+        other.call(Attach(guard.model.uuid, bytes(server.path), resume=True, interpose=True))
+        there = inode(server.path)
+        with pytest.raises(ConfigurationError, match="another daemon has taken it over"):
+            await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=True))
+        with pytest.raises(ConfigurationError, match="another daemon has taken it over"):
+            interpose.prepare(server.path, (), returning=True)
+        assert (inode(server.path), inode(beside(server.path))) == (there, theirs)
+        await Varstored(server.path, guard.model.uuid).write(written("ms2011", 1))
+        assert guard.model.store == written("ms2011", 1)
+        other.call(Detach(bytes(server.path)))
+    assert inode(server.path) == theirs
+
+
 async def test_a_guard_that_has_not_begun_to_listen_is_waited_for(place: Place) -> None:
     machine, _, server = await place.interposed(OLD, AVAILABLE)
     server.stop()
@@ -500,7 +522,8 @@ async def test_after_the_host_was_started_anew_a_path_may_be_another_vms(
     (tmp_path / "start").write_text("another\n")
     before = inode(server.path)
     await nursery.start(place.daemon.run)
-    assert [each["path"] for each in place.daemon.listed()] == [str(kept.path)]
+    assert place.daemon.listed() == []
+    assert not kept.path.exists()
     assert inode(server.path) == before
     nursery.cancel_scope.cancel()
 

@@ -1,6 +1,7 @@
 """Which sockets the daemon serves for which VM, kept on disk so that they come back after a restart."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from varstore_companion.daemon.interpose import beside
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.journal import files
 from varstore_companion.wire.limits import MAX_GID, MAX_MODE
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 DEFAULT_MODE = 0o660
@@ -57,10 +60,10 @@ def interposed(vm: UUID, path: Path, *, resume: bool) -> Attachment:
 
 
 def load(path: Path) -> tuple[Attachment, ...]:
-    """Read the attachments that were saved; none when there is no file.
+    """Read the attachments that were saved; none when there is no file, or the host has been started anew since.
 
-    Interposed ones only while the host has not been started anew: a guard's socket has the domain's number in its path, and
-    afterwards the same path may be another VM's (invariant 8).
+    A varstored's socket has its domain's number in its path: after a start of the host the same path may be another VM's,
+    which would be given a store that is not its own (invariant 8).
 
     Raises `NewerListError`, `ConfigurationError` for what is no such list, and `OSError`.
     """
@@ -84,8 +87,11 @@ def load(path: Path) -> tuple[Attachment, ...]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a list of attachments: {error!r}") from None
     start = files.host_start()
-    is_same_start = start is not None and document.get("host_start") == start
-    return tuple(each for each in kept if is_same_start or not each.interpose)
+    if start is None or document.get("host_start") != start:
+        if kept:
+            log.warning("the host was started anew: %d sockets do not come back, each VM's has to be attached again", len(kept))
+        return ()
+    return kept
 
 
 def save(path: Path, attachments: Iterable[Attachment]) -> None:

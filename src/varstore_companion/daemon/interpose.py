@@ -20,7 +20,8 @@ Giving back: the names are exchanged, then ours is removed from beside PATH, the
 saved leaves PATH with the guard, and the next start takes it over again: nobody had been told that it was given back.
 
 A guard that restarts removes PATH and makes it anew. Then the socket at PATH is the guard, and what stands beside it is stale.
-A living socket at PATH goes before everything else. Where PATH is dead, or gone, the guard is the one beside it, if that lives.
+A living socket at PATH goes before everything else; when another process listens beside it, another daemon has taken PATH over,
+and PATH is left alone. Where PATH is dead, or gone, the guard is the one beside it, if that lives.
 """
 
 import errno
@@ -33,7 +34,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from varstore_companion.daemon.listen import PATH_LIMIT, Access, Bound, give, is_living, make, place
+from varstore_companion.daemon.listen import PATH_LIMIT, Access, Bound, give, is_living, listener_of, make, place
 from varstore_companion.daemon.rename import Flag, rename
 from varstore_companion.errors import ConfigurationError
 
@@ -211,10 +212,14 @@ def is_displaced(bound: Bound) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a name leads to. `status`: None where there is nothing."""
+    """What a name leads to. `status`: None where there is nothing; `listener`: as `listener_of`."""
 
     status: os.stat_result | None
-    is_living: bool
+    listener: int | None = None
+
+    @property
+    def is_living(self) -> bool:
+        return self.listener is not None
 
     @property
     def is_absent(self) -> bool:
@@ -233,10 +238,12 @@ def _look(folder: int, name: str) -> _Found:
     try:
         itself = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
-        return _Found(None, is_living=False)
+        return _Found(None)
     try:
         status = os.fstat(itself)
-        return _Found(status, is_living=stat.S_ISSOCK(status.st_mode) and is_living(Path(f"/proc/self/fd/{itself}")))
+        if not stat.S_ISSOCK(status.st_mode):
+            return _Found(status)
+        return _Found(status, listener_of(Path(f"/proc/self/fd/{itself}")))
     finally:
         os.close(itself)
 
@@ -247,6 +254,10 @@ def _how(path: Path, there: _Found, aside: _Found, ours: Collection[tuple[int, i
     for name, found in ((path, there), (beside(path), aside)):
         if not (found.is_absent or found.is_socket):
             raise ConfigurationError(f"{name}: exists and is not a socket")
+    if there.is_living and aside.is_living and (there.listener != aside.listener or not there.listener):
+        # No guard leaves its former socket to another process: to put it over that one would be the end of the guard.
+        both = f"process {there.listener} listens there, and process {aside.listener} beside it"
+        raise ConfigurationError(f"{path}: {both}: another daemon has taken it over")
     if there.status is not None and (there.is_living or (returning and not aside.is_living)):
         return How.EXCHANGE, _access(there.status)
     if aside.status is not None and aside.is_living:

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +17,8 @@ BACKLOG = 128
 not wait to connect, as with a timeout in Python. A varstored makes one; the control socket serves half as many together."""
 PATH_LIMIT = 107
 """Bytes of a socket's path: Linux' sun_path without its terminator."""
+_CREDENTIALS = struct.Struct("3i")
+"""Linux' struct ucred: process, user, group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +168,21 @@ def _refuse_living(path: Path) -> None:
 
 def is_living(path: Path) -> bool:
     """Whether a process listens on the socket at `path`. Raises `OSError` when that cannot be found out."""
+    return listener_of(path) is not None
+
+
+def listener_of(path: Path) -> int | None:
+    """The process that began to listen on the socket at `path`; 0 for an unknown one, None when nobody listens.
+
+    Raises `OSError` when that cannot be found out.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
-            return False
+            return None
         except BlockingIOError:
-            pass  # a full backlog: somebody is there
-    return True
+            return 0  # a full backlog: somebody is there
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(credentials)[0])
