@@ -599,9 +599,9 @@ async def test_what_a_guest_wrote_past_the_daemon_is_not_taken_for_old(  # invar
 async def confirm_nothing_is_built_on_it(place: Place, machine: Machine, guard: Guard, server: Server) -> None:
     """After a detach: the guest writes to its guard, and then through the daemon while the guard is away."""
     await Varstored(server.path, machine.vm).write(written("all2023", 2))
+    for _ in range(3):
+        server.next(AWAY)
     assert not await place.daemon.attach(interposed(machine.vm, server.path, resume=True))
-    server.next(AWAY)
-    server.next(AWAY)
     with pytest.raises(Refused) as refused:
         await machine.put(written("all2023", 3))
     assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
@@ -611,3 +611,36 @@ async def confirm_nothing_is_built_on_it(place: Place, machine: Machine, guard: 
     assert (await machine.put(written("all2023", 3))).durable is Durable.TOOLSTACK
     assert guard.model.updates[-1] == "no"
     assert guard.model.store == written("all2023", 3)
+
+
+async def wait_until_known(place: Place, machine: Machine) -> None:
+    with trio.fail_after(10):
+        while not place.daemon.vm(machine.vm).is_known:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_a_write_is_journaled_also_before_anybody_has_read(place: Place, mock_clock: MockClock, is_away: bool) -> None:
+    """After an attach, and after a guard's restart, what the toolstack holds is looked at unasked, as soon as may be."""
+    guard, server = place.guard(OLD, AVAILABLE)
+    machine = Machine(guard.model.uuid, server.path)
+    calls = server.next(AWAY) if is_away else None
+    await place.daemon.attach(interposed(machine.vm, machine.path, resume=True))
+    for number in range(1, 3):
+        if calls is not None:
+            await calls.reached.wait()
+            await wait_all_tasks_blocked()
+            assert not place.daemon.vm(machine.vm).is_known
+            mock_clock.jump(sockets.LOOK_SECONDS[0])
+        await wait_until_known(place, machine)
+        for _ in range(3):
+            server.next(AWAY)
+        assert (await machine.put(written("ms2011", number))).durable is Durable.JOURNAL
+        server._prepared.clear()
+        await place.daemon.vm(machine.vm).deliver(trio.current_time() + 8)
+        assert guard.model.store == written("ms2011", number)
+        calls = server.next(AWAY) if is_away else None
+        server.stop()
+        await wait_all_tasks_blocked()
+        await place.nursery.start(server.run)
+        await look(place)

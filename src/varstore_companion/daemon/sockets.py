@@ -19,7 +19,7 @@ from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
-from varstore_companion.errors import ConfigurationError
+from varstore_companion.errors import ConfigurationError, ToolstackError
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 VM_CONNECTIONS = 8
 """Connections to one VM's socket: its varstored has one, a tool or two beside it."""
+LOOKS = 4
+"""VMs whose stores are looked at at once, unasked: a guard's restart concerns all VMs of a host."""
+LOOK_SECONDS = (1.0, 30.0)
+"""The first pause before the next try, doubled up to the second."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
 WATCH_SECONDS = 1.0
@@ -64,6 +68,7 @@ class Sockets:
         # Those that serve a last request of a connection though their sockets are gone.
         self._stopped: list[Attached] = []
         self._changing = trio.Lock()
+        self._looks = trio.Semaphore(LOOKS)
         self._is_saved = True
         self._complaints = Complaints("a guard of", log)
         self._nursery: trio.Nursery | None = None
@@ -226,6 +231,25 @@ class Sockets:
         if self._host.upstreams is not None:
             self._host.upstreams.set_upstream(attachment.vm, attachment.upstream)
         self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
+        if self._host.toolstack.late_seconds and not (fresh and served.boot_is_left) and not vm.is_known:
+            # Its next write may find the toolstack away. A VM that is about to boot reads its store itself.
+            self._nursery.start_soon(self._look_at, vm, name=f"look at vm={vm.uuid}")
+
+    async def _look_at(self, vm: Vm) -> None:
+        """Have it known what a VM's toolstack holds, as long as it has a socket."""
+        pause, longest = LOOK_SECONDS
+        while self.of(vm.uuid) and not vm.is_known:
+            async with self._looks:
+                try:
+                    await vm.read()
+                except ToolstackError as error:
+                    log.debug("vm=%s what the toolstack holds is not known yet: %s", vm.uuid, error)
+                except Exception:
+                    # Nobody asked for it: it must not end the daemon.
+                    log.exception("vm=%s the look at its store met a bug", vm.uuid)
+                    return
+            await trio.sleep(pause)
+            pause = min(2 * pause, longest)
 
     async def _interpose(self, attachment: Attachment, kept: list[Attachment]) -> None:
         """Take over a guard's socket, in the order that `interpose` gives. Raises `ConfigurationError`."""

@@ -213,6 +213,11 @@ class Vm:
         """Whether nothing waits to be delivered, nor may a call that was given up still be carried out."""
         return self._backlog.mode is Mode.DIRECT
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the toolstack may hold, without which no write can be journaled."""
+        return bool(self._upstream.writer.may_hold)
+
     def forget(self) -> None:
         """The guest may have written past this daemon, or the VM have been elsewhere: what the toolstack held counts no more.
 
