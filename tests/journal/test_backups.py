@@ -189,6 +189,26 @@ async def test_what_a_crash_cut_short_is_removed(tmp_path: Path) -> None:
     assert len(list((tmp_path / str(VM)).iterdir())) == 4
 
 
+async def test_a_backup_that_a_call_which_was_given_up_completes_meanwhile_keeps_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backups = Backups(tmp_path)
+    await kept(backups, b"first")
+    late = f"20260624T010204Z-{sha256(b'late').hexdigest()[:12]}"
+    description = (tmp_path / str(VM) / f"{late}.json", b"of the late one")
+    files.write(*description)
+    write = files.write
+
+    def spied(path: Path, data: bytes) -> None:
+        write(path, data)
+        write(tmp_path / str(VM) / f"{late}.vars", b"late")
+
+    monkeypatch.setattr(files, "write", spied)
+    second = await kept(backups, b"second", NOW + 2)
+    assert (await ids(backups))[1:] == [late, second]
+    assert description[0].read_bytes() == description[1]
+
+
 async def test_pages_have_every_backup_once_in_order(tmp_path: Path) -> None:
     backups = Backups(tmp_path)
     vms = sorted((uuid4() for _ in range(4)), key=str)

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -131,26 +131,33 @@ class Backups:
         self, vm: UUID, store: bytes, why: Why, now: float, *, describe: Callable[[], Mapping[str, object]], spare: str | None
     ) -> str:
         folder = self._folder / str(vm)
-        for path in (self._folder, folder):
-            files.make_folder(path)
+        names = [] if self._make(folder) else [path.name for path in folder.iterdir()]
+        ids = _ids_among(names)
         digest = sha256(store).hexdigest()
-        newest = next(iter(_ids(folder)[-1:]), None)
-        if newest is not None and _holds(folder, _read(folder, vm, newest), why, store):
+        newest = ids[-1] if ids else None
+        if newest is not None and _holds(folder, _read(folder, vm, newest), why, store, digest):
             return newest
         name = f"{_stamp(now, newest)}-{digest[:12]}"
         about = {"vm": str(vm), "at": now, "why": why, "sha256": digest, "bytes": len(store), **describe()}
         # The description first: no store without one, whenever the power goes.
-        files.write(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
+        files.write(folder / f"{name}.json", f"{json.dumps(about)}\n".encode())
         files.write(folder / f"{name}.vars", store)
         try:
-            self._remove_old(folder, now, {name, spare})
-            _remove_cut_short(folder)
+            self._remove_old(folder, [*ids, name], now, {name, spare})
+            _remove_cut_short(folder, names)
         except OSError as error:
             log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
         return name
 
-    def _remove_old(self, folder: Path, now: float, spared: set[str | None]) -> None:
-        ids = _ids(folder)
+    def _make(self, folder: Path) -> bool:
+        """Make a VM's folder; whether it was not there."""
+        try:
+            return files.make_folder(folder)
+        except FileNotFoundError:
+            files.make_folder(self._folder)
+            return files.make_folder(folder)
+
+    def _remove_old(self, folder: Path, ids: list[str], now: float, spared: set[str | None]) -> None:
         surplus = set(ids[: max(0, len(ids) - self._keep)])
         oldest = f"{datetime.fromtimestamp(now, UTC) - timedelta(days=KEEP_DAYS):{_STAMP}}"
         for name in ids[:-1]:
@@ -166,7 +173,8 @@ class Backups:
             return
         for vm in vms:
             try:
-                self._remove_old(self._folder / str(vm), now, set())
+                folder = self._folder / str(vm)
+                self._remove_old(folder, _ids(folder), now, set())
             except OSError as error:
                 log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
 
@@ -218,10 +226,14 @@ class Backups:
 def _ids(folder: Path) -> list[str]:
     """The ids of the backups in a VM's folder, the oldest first."""
     try:
-        names = [path.stem for path in folder.iterdir() if path.suffix == ".vars"]
+        return _ids_among(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return []
-    return sorted(name for name in names if _taken(name) is not None)
+
+
+def _ids_among(names: Iterable[str]) -> list[str]:
+    stems = (name.removesuffix(".vars") for name in names if name.endswith(".vars"))
+    return sorted(stem for stem in stems if _taken(stem) is not None)
 
 
 def _newest_replaced(folder: Path, vm: UUID, ids: list[str]) -> str:
@@ -231,21 +243,23 @@ def _newest_replaced(folder: Path, vm: UUID, ids: list[str]) -> str:
     raise BackupError(f"VM {vm} has no backup but of stores that were set aside: name the one to restore, as {ids[-1]}")
 
 
-def _holds(folder: Path, there: Backup, why: Why, store: bytes) -> bool:
-    """Whether a backup that is brought back for `why` is of this very store."""
+def _holds(folder: Path, there: Backup, why: Why, store: bytes, digest: str) -> bool:
+    """Whether a backup that is brought back for `why` is of this very store, whose SHA-256 is `digest`."""
     is_alike = there.why == why or Why.SET_ASIDE not in (there.why, why)
     try:
-        return is_alike and there.sha256 == sha256(store).hexdigest() and _content(folder, there.id) == store
+        return is_alike and there.sha256 == digest and _content(folder, there.id) == store
     except OSError:
         return False
 
 
-def _remove_cut_short(folder: Path) -> None:
-    """Remove what a crash left of backups that did not come to be."""
-    ids = set(_ids(folder))
-    for path in folder.iterdir():
-        if path.suffix == files.NEW or (path.suffix == ".json" and path.stem not in ids):
-            path.unlink(missing_ok=True)
+def _remove_cut_short(folder: Path, names: list[str]) -> None:
+    """Remove what a crash left of backups that did not come to be. `names`: what was there before the last one was kept."""
+    for name in names:
+        store = name.removesuffix(".json") + ".vars"
+        # By now it may have its store after all: from a call that was given up and went on.
+        is_alone = name.endswith(".json") and store not in names and not (folder / store).exists()
+        if is_alone or name.endswith(files.NEW):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _taken(name: str) -> datetime | None:

@@ -19,8 +19,7 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
     try:
         try:
             os.fchmod(descriptor, mode)
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(data)
+            write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -31,13 +30,22 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
     sync_folder(path.parent)
 
 
-def make_folder(path: Path, mode: int = 0o700) -> None:
-    """Make a folder, durably, unless it is there. Its parent must be."""
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` where the descriptor stands. Raises `OSError`, with some of it written or none."""
+    # Not through a file object: to make one asks the system three things of no use here, and other threads take each as a turn.
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def make_folder(path: Path, mode: int = 0o700) -> bool:
+    """Make a folder, durably, unless it is there; whether it was made. Its parent must be."""
     try:
         path.mkdir(mode)
     except FileExistsError:
-        return
+        return False
     sync_folder(path.parent)
+    return True
 
 
 def sync_folder(path: Path) -> None:
