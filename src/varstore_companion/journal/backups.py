@@ -89,7 +89,10 @@ class Backup:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A backup that somebody waits for, as in `Backups.keep`. `id`: of what was kept; `error`: why it was not."""
+    """A backup that somebody waits for, as in `Backups.keep`. `id`: of what was kept; `error`: why it was not.
+
+    `turn`: the wait for one, which ends early when somebody else's call has taken the request along.
+    """
 
     vm: UUID
     store: bytes
@@ -97,6 +100,7 @@ class _Request:
     now: float
     describe: Callable[[], Mapping[str, object]]
     spare: str | None
+    turn: trio.CancelScope = field(default_factory=trio.CancelScope)
     is_over: trio.Event = field(default_factory=trio.Event)
     id: str | None = None
     error: Exception | None = None
@@ -136,11 +140,7 @@ class Backups:
         request = _Request(vm, store, why, now, describe, spare)
         self._waiting.append(request)
         try:
-            async with self._writing:
-                # It may have been taken along by somebody else's call.
-                while request in self._waiting:
-                    await self._run(partial(self._write_waiting, trio.lowlevel.current_trio_token()))
-            await request.is_over.wait()
+            await self._wait_for(request)
         finally:
             with suppress(ValueError):
                 self._waiting.remove(request)
@@ -165,6 +165,19 @@ class Backups:
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+
+    async def _wait_for(self, request: _Request) -> None:
+        has_turn = False
+        with request.turn:
+            await self._writing.acquire()
+            has_turn = True
+        if has_turn:
+            try:
+                while request in self._waiting:
+                    await self._run(partial(self._write_waiting, trio.lowlevel.current_trio_token()))
+            finally:
+                self._writing.release()
+        await request.is_over.wait()
 
     def _write_waiting(self, token: trio.lowlevel.TrioToken) -> None:
         """Write the oldest of what waits and tell those that wait for it, also when nobody waits for this thread any more."""
@@ -304,6 +317,7 @@ class Backups:
 def _tell(batch: list[_Request]) -> None:
     for request in batch:
         request.is_over.set()
+        request.turn.cancel()
 
 
 def _ids(folder: Path) -> list[str]:

@@ -86,9 +86,7 @@ def plan(blob: bytes, manifest: Manifest, bodies: Bodies, *, headroom: int | Non
     updated = before.outline.with_data(data)
     after = check(updated, manifest)
     planned = replace(kept, after=after, changes=tuple(changes), store=updated, headroom=dbx_headroom(after))
-    is_as_planned = after.outline is not None and _is_as_planned(after.outline, before.outline, data) and not after.missing
-    required = manifest.headroom if headroom is None else headroom
-    refused = _refusal(after, changes, required, is_as_planned=is_as_planned)
+    refused = _refusal(after, before.outline, data, changes, manifest.headroom if headroom is None else headroom)
     return planned if refused is None else replace(kept, changes=tuple(changes), refused=refused)
 
 
@@ -114,7 +112,9 @@ def _changes(report: Report, outline: Outline, manifest: Manifest, bodies: Bodie
     for rule in manifest.rules:
         by_variable.setdefault(rule.variable, []).append(rule)
     for variable, lists in report.lists.items():
-        required = {each.sha256: each for rule in by_variable.get(variable, ()) for each in rule.required}
+        if variable not in by_variable:
+            continue
+        required = {each.sha256: each for rule in by_variable[variable] for each in rule.required}
         content = bytearray(lists.data)
         corrected = _reown(content, lists, manifest, frozenset(required))
         changes += [Change(variable, Action.REOWN, required[digest], 0) for digest in corrected]
@@ -135,7 +135,7 @@ def _reown(content: bytearray, lists: Lists, manifest: Manifest, required: froze
     One that stands under the right owner as well is left alone: it would become the same entry twice. `lists`: of `content`.
     """
     found: dict[bytes, list[int]] = {}
-    for place in lists.places if required else ():
+    for place in lists.places:
         if place.type == guid.EFI_CERT_X509.bytes_le:
             for at in range(place.body, place.end, place.signature_size):
                 digest = sha256(content[at + OWNER_SIZE : at + place.signature_size]).digest()
@@ -171,11 +171,11 @@ def _variables(outline: Outline, data: Mapping[Place, bytes]) -> Iterator[tuple[
         yield blob[name:name_end], data.get(place) or blob[start:end], blob[end : end + TAIL_SIZE]
 
 
-def _refusal(after: Report, changes: list[Change], headroom: int, *, is_as_planned: bool) -> str | None:
+def _refusal(after: Report, before: Outline, data: Mapping[Place, bytes], changes: list[Change], headroom: int) -> str | None:
     """Why the rebuilt store must not be kept; it has been parsed again from its bytes (invariant 2)."""
     if after.state is State.DAMAGED:
         return f"the updated store would break a limit: {'; '.join(after.reasons)}"
-    if after.outline is None or after.missing or not is_as_planned:
+    if after.outline is None or after.missing or not _is_as_planned(after.outline, before, data):
         return "the updated store does not read back as it was planned"
     held = {variable: after.lists[variable].certificates() for variable in {change.variable for change in changes}}
     if not all(change.certificate.sha256 in held[change.variable] for change in changes):
