@@ -38,14 +38,13 @@ def write_all(descriptor: int, data: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def make_folder(path: Path, mode: int = 0o700) -> bool:
-    """Make a folder, durably, unless it is there; whether it was made. Its parent must be."""
+def make_folder(path: Path, mode: int = 0o700) -> None:
+    """Make a folder, durably, unless it is there. Its parent must be."""
     try:
         path.mkdir(mode)
     except FileExistsError:
-        return False
+        return
     sync_folder(path.parent)
-    return True
 
 
 def sync_folder(path: Path) -> None:
