@@ -115,6 +115,7 @@ class Backups:
         # Their own: on a disk that hangs they must not use up the threads that everything else needs.
         self._threads = trio.CapacityLimiter(AT_ONCE)
         self._writing = trio.Semaphore(WRITING)
+        # The threads take from it: no operation on it runs code of Python's, so none is interrupted by another.
         self._waiting: deque[_Request] = deque()
         # VMs' folders that were made, and how many of them are known to be durable: a life before may have been cut short.
         self._made, self._synced = 1, 0
