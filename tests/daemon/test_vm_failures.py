@@ -79,6 +79,17 @@ async def test_a_missing_body(place: Place) -> None:
     await failed_and_kept(place, machine, scene("ms2011").blob, "no certificate source has the body of")
 
 
+async def test_a_boot_is_planned_by_the_rules_that_were_in_force_when_its_store_came(place: Place) -> None:
+    """They may be read again while the toolstack takes its time; report and plan are of the same ones."""
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    hang = place.toolstack.hang_next("read", when="after")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failed_and_kept, place, machine, scene("ms2011").blob, "no certificate source has the body of")
+        await hang.reached.wait()
+        place.host.rules = Rules(MANIFEST, Loaded({}, {}, ()))
+        hang.release.set()
+
+
 @pytest.mark.parametrize("cut", [0, 3, 10, 300, -1])
 async def test_a_cut_store(place: Place, cut: int) -> None:  # invariant 11
     store = scene("ms2011").blob[:cut]

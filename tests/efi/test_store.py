@@ -255,3 +255,13 @@ def test_an_errors_offset_counts_from_the_outermost_input(blob: bytes, data: st.
     assert seen.expected == inside.expected
     assert str(seen).startswith("outer: ")
     assert type(seen) is type(inside)
+
+
+@given(stores(), st.data())
+def test_data_that_is_spliced_in_is_as_parsed_and_built(blob: bytes, data: st.DataObject) -> None:
+    """Invariant 3: two ways to the same store, whatever was recorded as its length."""
+    found = outline(blob)
+    indices = data.draw(st.sets(st.integers(0, len(found.places) - 1))) if found.places else set()
+    new = {index: data.draw(st.binary(min_size=1, max_size=40)) for index in indices}
+    spliced = found.with_data({found.places[index]: content for index, content in new.items()})
+    assert spliced == store.parse(blob).with_data(new).build()

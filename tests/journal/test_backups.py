@@ -12,12 +12,24 @@ from uuid import UUID, uuid4
 
 import pytest
 import trio
+import trio.testing
 
 from varstore_companion.efi.outline import FILE_LIMIT
 from varstore_companion.errors import OverLimitError
 from varstore_companion.journal import backups as backups_module
 from varstore_companion.journal import files
-from varstore_companion.journal.backups import ABOUT_LIMIT, AT_ONCE, KEEP, KEEP_DAYS, Backup, BackupError, Backups, Why
+from varstore_companion.journal.backups import (
+    ABOUT_LIMIT,
+    AT_ONCE,
+    BATCH,
+    KEEP,
+    KEEP_DAYS,
+    WRITING,
+    Backup,
+    BackupError,
+    Backups,
+    Why,
+)
 
 VM = uuid4()
 NOW = datetime(2026, 6, 24, 1, 2, 3, tzinfo=UTC).timestamp()
@@ -170,12 +182,156 @@ async def test_backups_on_a_disk_that_hangs_are_given_up_and_take_no_other_threa
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(backups.keep, VM, b"store", Why.UPDATE, NOW, nothing)
-            for _ in range(AT_ONCE):
+            for _ in range(WRITING):
                 await trio.to_thread.run_sync(reached.acquire)
             nursery.cancel_scope.cancel()
+        # What is given up goes on in its thread, and only so many others follow.
+        for _ in range(AT_ONCE - WRITING):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(backups.keep, VM, b"store", Why.UPDATE, NOW, nothing)
+                    await trio.to_thread.run_sync(reached.acquire)
+                    scope.cancel()
+        with trio.move_on_after(0.1):
+            await kept(backups, b"store")
+        assert not reached.acquire(blocking=False)
         assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
     finally:
         released.set()
+
+
+class Held:
+    """A disk that holds every write until it is released. `paths`: those that were asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[Path] = []
+        self._reached, self._released = threading.Semaphore(0), threading.Event()
+        self._write = files.write
+        monkeypatch.setattr(files, "write", self.write)
+
+    def write(self, path: Path, data: bytes) -> None:
+        self.paths.append(path)
+        self._reached.release()
+        self._released.wait()
+        self._write(path, data)
+
+    async def reached(self, count: int) -> None:
+        for _ in range(count):
+            await trio.to_thread.run_sync(self._reached.acquire)
+        # Whatever else is to wait for it does by now.
+        await trio.testing.wait_all_tasks_blocked()
+
+    def release(self) -> None:
+        self._released.set()
+
+
+async def test_what_comes_at_once_is_written_together_and_each_gets_its_own_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backups = Backups(tmp_path / "backups")
+    calls: list[int] = []
+    write_waiting = backups._write_waiting
+
+    def counted(token: trio.lowlevel.TrioToken) -> None:
+        calls.append(len(backups._waiting))
+        write_waiting(token)
+
+    monkeypatch.setattr(backups, "_write_waiting", counted)
+    sync_folder, synced = files.sync_folder, list[Path]()
+
+    def sync(path: Path) -> None:
+        synced.append(path)
+        sync_folder(path)
+
+    monkeypatch.setattr(files, "sync_folder", sync)
+    vms = [UUID(int=number) for number in range(4 * BATCH)]
+    told: dict[UUID, str] = {}
+
+    def describe(vm: UUID) -> Mapping[str, object]:
+        if vm.int % 5 == 3:
+            raise RuntimeError(f"a bug with {vm.int}")
+        return {"number": vm.int}
+
+    async def keep(vm: UUID) -> None:
+        try:
+            told[vm] = await backups.keep(vm, b"%d" % vm.int, Why.UPDATE, NOW, lambda: describe(vm))
+        except RuntimeError as error:
+            told[vm] = str(error)
+
+    disk = Held(monkeypatch)
+    async with trio.open_nursery() as nursery:
+        for vm in vms:
+            nursery.start_soon(keep, vm)
+        await disk.reached(1)
+        disk.release()
+    assert len(calls) <= len(vms) // BATCH + WRITING
+    # The folder of all VMs once for a call, not once for each of its new folders.
+    assert synced.count(tmp_path / "backups") <= len(calls)
+    for vm in vms:
+        if vm.int % 5 == 3:
+            assert told[vm] == f"a bug with {vm.int}"
+        else:
+            assert (await backups.load(vm, told[vm]))[1] == b"%d" % vm.int
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+async def test_one_that_is_given_up_keeps_none_of_the_others_from_being_kept(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups_module, "BATCH", batch)
+    backups = Backups(tmp_path)
+    disk = Held(monkeypatch)
+    vms = [UUID(int=number) for number in range(BATCH)]
+    told: dict[UUID, str] = {}
+    scopes = {vm: trio.CancelScope() for vm in vms}
+
+    async def keep(vm: UUID) -> None:
+        with scopes[vm]:
+            told[vm] = await kept(backups, b"%d" % vm.int, vm=vm)
+
+    async with trio.open_nursery() as nursery:
+        for vm in vms:
+            nursery.start_soon(keep, vm)
+        # Alone, each thread has one backup and the rest wait; together, all have been taken by one of them.
+        await disk.reached(WRITING if batch == 1 else 1)
+        given_up = {UUID(path.parent.name) for path in disk.paths}
+        unwritten = {request.vm for request in list(backups._waiting)[:1]} if batch == 1 else set()
+        for vm in given_up | unwritten:
+            scopes[vm].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        disk.release()
+    assert given_up
+    assert bool(unwritten) is (batch == 1)
+    assert set(told) == set(vms) - given_up - unwritten
+    for vm, name in told.items():
+        assert (await backups.load(vm, None))[0].id == name
+    # What nobody has begun to write is not written for nobody.
+    for vm in unwritten:
+        assert not (tmp_path / str(vm)).exists()
+
+
+async def test_a_new_folder_is_durable_before_its_backup_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync_folder, synced = files.sync_folder, list[list[str]]()
+
+    def sync(path: Path) -> None:
+        if path == tmp_path:
+            synced.append(sorted(each.suffix for each in (tmp_path / str(VM)).iterdir()))
+            if len(synced) == 1:
+                raise OSError(5, "Input/output error")
+        sync_folder(path)
+
+    monkeypatch.setattr(files, "sync_folder", sync)
+    backups = Backups(tmp_path)
+    with pytest.raises(OSError, match="Input/output error"):
+        await kept(backups, b"store")
+    # The next time it is there already, and yet not known to be durable; then it is.
+    first = await kept(backups, b"store")
+    await kept(backups, b"other", NOW + 1)
+    assert synced == [[".json", ".vars"]] * 2
+    assert (await ids(backups))[0] == first
+    # Nor does another life know how the one before ended.
+    await kept(Backups(tmp_path), b"another", NOW + 2)
+    assert len(synced) == 3
 
 
 async def test_what_a_crash_cut_short_is_removed(tmp_path: Path) -> None:
@@ -187,6 +343,26 @@ async def test_what_a_crash_cut_short_is_removed(tmp_path: Path) -> None:
     await kept(backups, b"second", NOW + 1)
     assert stores(tmp_path) == [b"first", b"second"]
     assert len(list((tmp_path / str(VM)).iterdir())) == 4
+
+
+async def test_a_backup_that_a_call_which_was_given_up_completes_meanwhile_keeps_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backups = Backups(tmp_path)
+    await kept(backups, b"first")
+    late = f"20260624T010204Z-{sha256(b'late').hexdigest()[:12]}"
+    description = (tmp_path / str(VM) / f"{late}.json", b"of the late one")
+    files.write(*description)
+    write = files.write
+
+    def spied(path: Path, data: bytes) -> None:
+        write(path, data)
+        write(tmp_path / str(VM) / f"{late}.vars", b"late")
+
+    monkeypatch.setattr(files, "write", spied)
+    second = await kept(backups, b"second", NOW + 2)
+    assert (await ids(backups))[1:] == [late, second]
+    assert description[0].read_bytes() == description[1]
 
 
 async def test_pages_have_every_backup_once_in_order(tmp_path: Path) -> None:

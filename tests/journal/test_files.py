@@ -44,16 +44,19 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeyp
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    if step == "write":
-        # A folder in the new file's place is what open refuses; a full disk is what write refuses.
-        monkeypatch.setattr("builtins.open", fail)
-    else:
-        monkeypatch.setattr(Path if step == "rename" else os, step, fail)
+    monkeypatch.setattr(Path if step == "rename" else os, step, fail)
     with pytest.raises(OSError, match="no space"):
         files.write(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_the_system_takes_in_pieces_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    files.write(tmp_path / "file", bytes(range(100)))
+    assert (tmp_path / "file").read_bytes() == bytes(range(100))
 
 
 def test_what_a_crash_left_is_written_over(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from support.hostile import PLAIN
 from support.shipped import Keys, microsoft_bodies, own, own_bodies, own_manifest, shipped
 from support.storemaker import HOSTILE, SCENES, hostile, make_store, scene
 from support.varstored_model import VarstoredModel
-from varstore_companion.trust.check import State
+from varstore_companion.trust.check import Report, State, check
 from varstore_companion.trust.findings import Code, findings
+from varstore_companion.trust.manifest import Manifest
 from varstore_companion.trust.plan import Action, Plan, plan
 
 TOO_FULL = {"nearly_full", "room_without_headroom", "db_nearly_full"}
@@ -80,6 +81,29 @@ def test_twice_is_once(name: str) -> None:
     assert twice.changes == ()
     assert twice.refused is None
     assert twice.headroom == once.headroom
+
+
+@pytest.mark.parametrize("name", [*EVERY, *HOSTILE])
+def test_a_report_that_is_handed_in_spares_the_look_and_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = (hostile(name) if name in HOSTILE else known(name)).blob
+    expected, before = planned(blob), check(blob, shipped())
+    looked: list[bytes] = []
+
+    def counted(looked_at: bytes, manifest: Manifest) -> Report:
+        looked.append(looked_at)
+        return check(looked_at, manifest)
+
+    monkeypatch.setattr("varstore_companion.trust.plan.check", counted)
+    result = plan(blob, shipped(), microsoft_bodies(), before=before)
+    assert blob not in looked
+    assert result.before is before
+    assert (result.store, result.changes, result.refused, result.headroom, str(result.after.state)) == (
+        expected.store,
+        expected.changes,
+        expected.refused,
+        expected.headroom,
+        str(expected.after.state),
+    )
 
 
 def test_a_full_update_adds_5999_bytes() -> None:

@@ -13,7 +13,7 @@ from varstore_companion.daemon.backlog import Backlog
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.keeping import back_up
 from varstore_companion.daemon.rules import Rules
-from varstore_companion.daemon.upstream import Upstream
+from varstore_companion.daemon.upstream import Seen, Upstream
 from varstore_companion.daemon.verdicts import Occasion
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
 from varstore_companion.efi.names import printable
@@ -142,7 +142,8 @@ class ColdBoot:
         with trio.move_on_at(deadline - READ_BACK_SECONDS):
             await self._upstream.writer.finished()
         for decision in range(DECISIONS + 1):
-            record = await self._read_patiently()
+            seen = await self._read_patiently()
+            record = seen.record
             if record.store is None:
                 log.info("vm=%s first boot: the toolstack has no store yet", self._uuid)
                 return Boot(None, record.generation, BootOutcome.NOT_ASKED)
@@ -152,7 +153,7 @@ class ColdBoot:
                 return self._give_up(record, record.store, "the toolstack may still be at an earlier write")
             try:
                 if record.state is CertificatesState.UPDATE_ON_BOOT:
-                    return await self._update(record, record.store, deadline)
+                    return await self._update(seen, record.store, deadline)
                 return await self._tell_the_truth(record, record.store, deadline)
             except ToolstackConflictError:
                 log.info("vm=%s the store changed during the boot: reading it again", self._uuid)
@@ -165,11 +166,11 @@ class ColdBoot:
                 return self._give_up(record, record.store, "an error inside the daemon: see its log")
         raise AssertionError("the last decision gives up")
 
-    async def _read_patiently(self) -> VmRecord:
+    async def _read_patiently(self) -> Seen:
         failures = 0
         while True:
             try:
-                return await self._upstream.look()
+                return await self._upstream.examine()
             except ToolstackUnavailableError as error:
                 failures += 1
                 if failures == 1:
@@ -182,11 +183,11 @@ class ColdBoot:
         log.warning("vm=%s boots with its store as it is: %s", self._uuid, reason)
         return Boot(store, record.generation, BootOutcome.NOT_ASKED)
 
-    async def _update(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
+    async def _update(self, seen: Seen, store: bytes, deadline: float) -> Boot:
         """Carry out the marked update, or answer with the old store and the reason. Raises `ToolstackConflictError`."""
         staging = self._host.staging
-        rules = self._host.rules
-        planned = rules.plan(store)
+        record, rules = seen.record, seen.rules
+        planned = rules.plan(store, seen.report)
         if planned.refused is not None:
             return self._failed(record, store, planned.refused, rules)
         has_turn = False

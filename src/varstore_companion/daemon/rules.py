@@ -8,6 +8,7 @@ from varstore_companion.daemon.limits import Limits
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.trust.certificates import Bodies
+from varstore_companion.trust.check import Report
 from varstore_companion.trust.manifest import Certificate, Manifest
 from varstore_companion.trust.plan import Plan, plan
 
@@ -31,9 +32,9 @@ class Rules:
         """Every certificate that an update may have to add, once."""
         return tuple({certificate: None for rule in self.manifest.rules for certificate in rule.required})
 
-    def plan(self, store: bytes) -> Plan:
-        """The update of a store by these rules, as `trust.plan.plan`."""
-        return plan(store, self.manifest, self.bodies, headroom=self.headroom)
+    def plan(self, store: bytes, before: Report | None = None) -> Plan:
+        """The update of a store by these rules, as `trust.plan.plan`. `before`: the report on it by them, if there is one."""
+        return plan(store, self.manifest, self.bodies, headroom=self.headroom, before=before)
 
     def warnings(self) -> Iterator[str]:
         """What an operator should know of them, as lines for the log."""

@@ -7,6 +7,7 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon.host import Host
+from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.verdicts import Occasion, Verdicts
 from varstore_companion.daemon.writer import Writer
 from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
@@ -25,6 +26,16 @@ class Known:
 
     generation: int
     keys: Keys | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the toolstack was found to hold. `report`: on its store, by `rules`; None without a store, or after a bug."""
+
+    record: VmRecord
+    known: Known
+    report: Report | None
+    rules: Rules
 
 
 class Upstream:
@@ -59,12 +70,15 @@ class Upstream:
 
     async def look(self) -> VmRecord:
         """Read what the toolstack holds, and remember it. Raises as `Toolstack.read`."""
-        record = await self._host.toolstack.read(self._uuid)
-        self.see(record)
-        return record
+        return (await self.examine()).record
 
-    def see(self, record: VmRecord, report: Report | None = None) -> Known:
+    async def examine(self) -> Seen:
+        """As `look`, with all that was found, for who goes on with it at once: the report holds the store."""
+        return self.see(await self._host.toolstack.read(self._uuid))
+
+    def see(self, record: VmRecord, report: Report | None = None) -> Seen:
         """Remember what the toolstack holds, in digests. `report`: on its store, by the rules in force, where there is one."""
+        rules = self._host.rules
         self.writer.saw(record.store)
         self.generation = record.generation
         self.field = record.state
@@ -73,7 +87,7 @@ class Upstream:
         if record.store is not None:
             keys = None
             try:
-                report = report or check(record.store, self._host.rules.manifest)
+                report = report or check(record.store, rules.manifest)
                 self.report = report.state
                 if report.state is State.DAMAGED:
                     self._host.store_is_damaged(self._uuid, report.reasons)
@@ -83,7 +97,7 @@ class Upstream:
                 # A store that a guest made must not keep its VM from starting or resuming.
                 log.exception("vm=%s the report on its store met a bug", self._uuid)
         self.known = Known(record.generation, keys)
-        return self.known
+        return Seen(record, self.known, report, rules)
 
     def forget(self) -> None:
         """What the toolstack holds may have changed past this daemon."""
@@ -135,7 +149,7 @@ class Upstream:
 
     async def _look_until(self, deadline: float) -> Known:
         with trio.move_on_at(deadline):
-            return self.see(await self._host.toolstack.read(self._uuid))
+            return (await self.examine()).known
         raise ToolstackUnavailableError("the toolstack did not say in time what it holds")
 
 

@@ -4,6 +4,7 @@ Every length is checked here, once; every write of every VM comes through here.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -87,7 +88,28 @@ class Outline:
 
     def find(self, key: tuple[bytes, bytes]) -> tuple[Place, ...]:
         """The variables of that name and vendor GUID: none or one, unless the store was not written by varstored."""
-        return tuple(place for place in self.places if self.key(place) == key)
+        size = len(key[0])
+        # Nearly all names have another length: nothing of those variables need be cut out.
+        return tuple(place for place in self.places if place[1] - place[0] == size and self.key(place) == key)
+
+    def with_data(self, data: Mapping[Place, bytes]) -> bytes:
+        """The bytes of an undamaged store with the data of some variables replaced, and the data length recorded anew.
+
+        Every other byte is as it stands.
+        """
+        grown = sum(len(new) - (place[3] - place[2]) for place, new in data.items())
+        length = layouts.LENGTH.build(len(self.blob) - self.start + grown)
+        pieces, at = [self.blob[: HEADER_SIZE - len(length)], length], HEADER_SIZE
+        for place in sorted(data):
+            _, name_end, _, end = place
+            pieces += self.blob[at:name_end], layouts.LENGTH.build(len(data[place])), data[place]
+            at = end
+        return b"".join((*pieces, self.blob[at:]))
+
+    @property
+    def start(self) -> int:
+        """Where the variables begin: after the header and, in version 2, the ancillary block."""
+        return HEADER_SIZE + (ANCILLARY_SIZE if self.version >= 2 else 0)
 
     @property
     def total(self) -> int:
@@ -116,7 +138,10 @@ class Outline:
 
     def duplicated(self) -> tuple[tuple[bytes, bytes], ...]:
         """The keys, once each, of variables that stand in the store more than once: varstored writes none, and loads them."""
-        counts = Counter(map(self.key, self.places))
+        keys = list(map(self.key, self.places))
+        if len(set(keys)) == len(keys):
+            return ()
+        counts = Counter(keys)
         return tuple(key for key, count in counts.items() if count > 1)
 
     def _text(self, name: int, name_end: int) -> str:

@@ -3,10 +3,13 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
@@ -29,7 +32,11 @@ KEEP_DAYS = 400
 """Older ones go, a VM's newest excepted: over a year, so that what an update broke can be taken back when a yearly job or
 the next year's dbx update shows it. The store of a VM that was destroyed stays for somebody to remove."""
 AT_ONCE = 4
-"""Backups being written or read at the same time."""
+"""Threads that write or read backups at the same time, those included that nobody waits for any more."""
+WRITING = 2
+"""Of them, that write. What comes meanwhile waits for the next one to be free: threads that wait for each other cost more."""
+BATCH = 8
+"""Backups that one call of a thread writes: where many VMs boot at once, each would cost a change to the thread and back."""
 ABOUT_LIMIT = 1_048_576
 """Bytes that are read of a description: many times the largest that is written."""
 
@@ -80,6 +87,25 @@ class Backup:
         return {**asdict(self), "vm": str(self.vm)}
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A backup that somebody waits for, as in `Backups.keep`. `id`: of what was kept; `error`: why it was not.
+
+    `turn`: the wait for one, which ends early when somebody else's call has taken the request along.
+    """
+
+    vm: UUID
+    store: bytes
+    why: Why
+    now: float
+    describe: Callable[[], Mapping[str, object]]
+    spare: str | None
+    turn: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_over: trio.Event = field(default_factory=trio.Event)
+    id: str | None = None
+    error: Exception | None = None
+
+
 class Backups:
     """The backups below `folder`, which is made when the first one is kept. All of it happens off the event loop."""
 
@@ -88,6 +114,11 @@ class Backups:
         self._keep = keep
         # Their own: on a disk that hangs they must not use up the threads that everything else needs.
         self._threads = trio.CapacityLimiter(AT_ONCE)
+        self._writing = trio.Semaphore(WRITING)
+        # The threads take from it: no operation on it runs code of Python's, so none is interrupted by another.
+        self._waiting: deque[_Request] = deque()
+        # VMs' folders that were made, and how many of them are known to be durable: a life before may have been cut short.
+        self._made, self._synced = 1, 0
 
     async def keep(
         self,
@@ -107,7 +138,16 @@ class Backups:
 
         Raises `OSError`, and what `describe` raises. When cancelled it may still come to be kept.
         """
-        return await self._run(lambda: self._write(vm, store, why, now, describe=describe, spare=spare))
+        request = _Request(vm, store, why, now, describe, spare)
+        self._waiting.append(request)
+        try:
+            await self._wait_for(request)
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(request)
+        if request.id is None:
+            raise request.error or AssertionError("neither kept nor failed")
+        return request.id
 
     async def page(self, vm: UUID | None, after: str, most: int) -> list[Backup]:
         """The first `most` backups whose `key` comes after `after`, of one VM or of all. Raises `OSError`."""
@@ -127,30 +167,89 @@ class Backups:
     async def _run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
-    def _write(
-        self, vm: UUID, store: bytes, why: Why, now: float, *, describe: Callable[[], Mapping[str, object]], spare: str | None
-    ) -> str:
+    async def _wait_for(self, request: _Request) -> None:
+        has_turn = False
+        with request.turn:
+            await self._writing.acquire()
+            has_turn = True
+        if has_turn:
+            try:
+                while request in self._waiting:
+                    await self._run(partial(self._write_waiting, trio.lowlevel.current_trio_token()))
+            finally:
+                self._writing.release()
+        await request.is_over.wait()
+
+    def _write_waiting(self, token: trio.lowlevel.TrioToken) -> None:
+        """Write the oldest of what waits and tell those that wait for it, also when nobody waits for this thread any more."""
+        batch: list[_Request] = []
+        with suppress(IndexError):
+            while len(batch) < BATCH:
+                batch.append(self._waiting.popleft())
+        try:
+            kept = [(request, name) for request in batch if (name := self._written(request)) is not None]
+            self._sync_made(kept)
+        finally:
+            # The event loop may have ended by now.
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(_tell, batch)
+
+    def _written(self, request: _Request) -> str | None:
+        try:
+            return self._write(request)
+        except Exception as error:  # noqa: BLE001  raised to who asked for it
+            request.error = error
+        return None
+
+    def _sync_made(self, kept: list[tuple[_Request, str]]) -> None:
+        """Make the new folders durable, and with them what was kept there."""
+        made = self._made
+        try:
+            if kept and made != self._synced:
+                files.sync_folder(self._folder)
+                self._synced = max(made, self._synced)
+        except OSError as error:
+            for request, _ in kept:
+                request.error = error
+            return
+        for request, name in kept:
+            request.id = name
+
+    def _write(self, request: _Request) -> str:
+        """Keep a store, durably but for a new folder's own name; return the backup's id."""
+        vm, store, why, now = request.vm, request.store, request.why, request.now
         folder = self._folder / str(vm)
-        for path in (self._folder, folder):
-            files.make_folder(path)
+        names = [] if self._make(folder) else [path.name for path in folder.iterdir()]
+        ids = _ids_among(names)
         digest = sha256(store).hexdigest()
-        newest = next(iter(_ids(folder)[-1:]), None)
-        if newest is not None and _holds(folder, _read(folder, vm, newest), why, store):
+        newest = ids[-1] if ids else None
+        if newest is not None and _holds(folder, _read(folder, vm, newest), why, store, digest):
             return newest
         name = f"{_stamp(now, newest)}-{digest[:12]}"
-        about = {"vm": str(vm), "at": now, "why": why, "sha256": digest, "bytes": len(store), **describe()}
+        about = {"vm": str(vm), "at": now, "why": why, "sha256": digest, "bytes": len(store), **request.describe()}
         # The description first: no store without one, whenever the power goes.
-        files.write(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
+        files.write(folder / f"{name}.json", f"{json.dumps(about)}\n".encode())
         files.write(folder / f"{name}.vars", store)
         try:
-            self._remove_old(folder, now, {name, spare})
-            _remove_cut_short(folder)
+            self._remove_old(folder, [*ids, name], now, {name, request.spare})
+            _remove_cut_short(folder, names)
         except OSError as error:
             log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
         return name
 
-    def _remove_old(self, folder: Path, now: float, spared: set[str | None]) -> None:
-        ids = _ids(folder)
+    def _make(self, folder: Path) -> bool:
+        """Make a VM's folder; whether it was not there."""
+        try:
+            folder.mkdir(0o700)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            files.make_folder(self._folder)
+            folder.mkdir(0o700, exist_ok=True)
+        self._made += 1
+        return True
+
+    def _remove_old(self, folder: Path, ids: list[str], now: float, spared: set[str | None]) -> None:
         surplus = set(ids[: max(0, len(ids) - self._keep)])
         oldest = f"{datetime.fromtimestamp(now, UTC) - timedelta(days=KEEP_DAYS):{_STAMP}}"
         for name in ids[:-1]:
@@ -166,7 +265,8 @@ class Backups:
             return
         for vm in vms:
             try:
-                self._remove_old(self._folder / str(vm), now, set())
+                folder = self._folder / str(vm)
+                self._remove_old(folder, _ids(folder), now, set())
             except OSError as error:
                 log.warning("vm=%s its old backups cannot be removed: %s", vm, error)
 
@@ -215,13 +315,23 @@ class Backups:
                 yield vm
 
 
+def _tell(batch: list[_Request]) -> None:
+    for request in batch:
+        request.is_over.set()
+        request.turn.cancel()
+
+
 def _ids(folder: Path) -> list[str]:
     """The ids of the backups in a VM's folder, the oldest first."""
     try:
-        names = [path.stem for path in folder.iterdir() if path.suffix == ".vars"]
+        return _ids_among(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return []
-    return sorted(name for name in names if _taken(name) is not None)
+
+
+def _ids_among(names: Iterable[str]) -> list[str]:
+    stems = (name.removesuffix(".vars") for name in names if name.endswith(".vars"))
+    return sorted(stem for stem in stems if _taken(stem) is not None)
 
 
 def _newest_replaced(folder: Path, vm: UUID, ids: list[str]) -> str:
@@ -231,21 +341,23 @@ def _newest_replaced(folder: Path, vm: UUID, ids: list[str]) -> str:
     raise BackupError(f"VM {vm} has no backup but of stores that were set aside: name the one to restore, as {ids[-1]}")
 
 
-def _holds(folder: Path, there: Backup, why: Why, store: bytes) -> bool:
-    """Whether a backup that is brought back for `why` is of this very store."""
+def _holds(folder: Path, there: Backup, why: Why, store: bytes, digest: str) -> bool:
+    """Whether a backup that is brought back for `why` is of this very store, whose SHA-256 is `digest`."""
     is_alike = there.why == why or Why.SET_ASIDE not in (there.why, why)
     try:
-        return is_alike and there.sha256 == sha256(store).hexdigest() and _content(folder, there.id) == store
+        return is_alike and there.sha256 == digest and _content(folder, there.id) == store
     except OSError:
         return False
 
 
-def _remove_cut_short(folder: Path) -> None:
-    """Remove what a crash left of backups that did not come to be."""
-    ids = set(_ids(folder))
-    for path in folder.iterdir():
-        if path.suffix == files.NEW or (path.suffix == ".json" and path.stem not in ids):
-            path.unlink(missing_ok=True)
+def _remove_cut_short(folder: Path, names: list[str]) -> None:
+    """Remove what a crash left of backups that did not come to be. `names`: what was there before the last one was kept."""
+    for name in names:
+        store = name.removesuffix(".json") + ".vars"
+        # By now it may have its store after all: from a call that was given up and went on.
+        is_alone = name.endswith(".json") and store not in names and not (folder / store).exists()
+        if is_alone or name.endswith(files.NEW):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _taken(name: str) -> datetime | None:

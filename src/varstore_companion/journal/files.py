@@ -28,8 +28,7 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
     try:
         try:
             os.fchmod(descriptor, mode)
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(data)
+            write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -38,6 +37,14 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
         new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` where the descriptor stands. Raises `OSError`, with some of it written or none."""
+    # Not through a file object: to make one asks the system three things of no use here, and other threads take each as a turn.
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def make_folder(path: Path, mode: int = 0o700) -> None:

@@ -166,7 +166,6 @@ class History:
 
     def _append(self, vm: UUID, event: Event) -> bool:
         """Append an event, durably; whether the file is a new one, whose folder is not synced yet. Raises `OSError`."""
-        files.make_folder(self._folder)
         path = self._path(vm)
         content = _content(path)
         last = next((line for text in reversed(content.splitlines()) if (line := _line(text)) is not None), None)
@@ -179,14 +178,21 @@ class History:
             return False
         # What a crash cut short stays a line of its own.
         data = (b"" if not content or content.endswith(b"\n") else b"\n") + line.build()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = self._open(path)
         try:
-            with open(descriptor, "ab", closefd=False) as file:
-                file.write(data)
+            files.write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         return not content
+
+    def _open(self, path: Path) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            files.make_folder(self._folder)
+            return os.open(path, flags, 0o600)
 
 
 def _kept(lines: list[Line], most: int) -> list[Line]:

@@ -1,5 +1,6 @@
 """The report on a store: which rules apply, what is missing, what certcheck answers. By hash: it needs no X.509."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +15,7 @@ from varstore_companion.trust.manifest import Certificate, Manifest, Rule
 from varstore_companion.trust.state import CertificatesState
 
 _KEYS = {key.key: key for key in KeyVariable}
+_LONGEST_NAME = max(len(name) for name, _ in _KEYS)
 _X509 = guid.EFI_CERT_X509.bytes_le
 
 MOST_REASONS = 16
@@ -63,16 +65,29 @@ class Lists:
     data: bytes
     places: tuple[siglist_outline.Place, ...]
 
-    def entries(self) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """Each signature as (type, owner, data), both GUIDs as stored."""
+    def of_type(self, kind: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Each signature of a type as (owner, data), both GUIDs as stored."""
         for place in self.places:
-            for entry in place.entries(self.data):
-                yield place.type, entry[:OWNER_SIZE], entry[OWNER_SIZE:]
+            if place.type == kind:
+                for entry in place.entries(self.data):
+                    yield entry[:OWNER_SIZE], entry[OWNER_SIZE:]
 
     def certificates(self) -> frozenset[bytes]:
         """The SHA-256 of each X.509 entry."""
-        lists = (place for place in self.places if place.type == _X509)
-        return frozenset(sha256(entry[OWNER_SIZE:]).digest() for place in lists for entry in place.entries(self.data))
+        return frozenset(sha256(data).digest() for _, data in self.of_type(_X509))
+
+    def repeated(self) -> list[tuple[bytes, int]]:
+        """The data of each signature, whoever owns it, that stands there more than once, and how often."""
+        # A dbx has hundreds and nearly none has one twice: they are counted with their types only where any are alike.
+        data = [
+            self.data[at + OWNER_SIZE : at + place.signature_size]
+            for place in self.places
+            for at in range(place.body, place.end, place.signature_size)
+        ]
+        if len(set(data)) == len(data):
+            return []
+        counts = Counter((place.type, entry[OWNER_SIZE:]) for place in self.places for entry in place.entries(self.data))
+        return [(data, count) for (_, data), count in counts.items() if count > 1]
 
 
 _NO_LISTS = Lists(b"", ())
@@ -140,11 +155,11 @@ def check_outline(found: Outline, manifest: Manifest) -> Report:
     lists: dict[KeyVariable, Lists] = {}
     has_platform_key = False
     for place in found.places:
-        key = _KEYS.get(found.key(place))
-        if key is None:
+        name, name_end, start, end = place
+        # Most names are longer: nothing of those variables need be cut out.
+        if name_end - name > _LONGEST_NAME or (key := _KEYS.get(found.key(place))) is None:
             continue
         has_platform_key = has_platform_key or key is KeyVariable.PK
-        _, _, start, end = place
         data = found.blob[start:end]
         try:
             lists[key] = Lists(data, tuple(siglist_outline.walk(data)))

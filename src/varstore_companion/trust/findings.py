@@ -90,16 +90,13 @@ def _space(report: Report, outline: Outline, manifest: Manifest) -> Iterator[Fin
 
 
 def _entries(key: KeyVariable, lists: Lists, manifest: Manifest) -> Iterator[Finding]:
-    counts = Counter((kind, data) for kind, _, data in lists.entries())
-    repeated = [(data, count) for (_, data), count in counts.items() if count > 1]
+    repeated = lists.repeated()
     if repeated:
         data, count = repeated[0]
         more = f", and {len(repeated) - 1:,} other entries stand there more than once" if len(repeated) > 1 else ""
         yield Finding(Code.DUPLICATE, f"{key}: {_name(data, manifest)} stands there {count:,} times{more}")
     wrong = {owner.bytes_le: owner for owner in manifest.wrong_owners}
-    for kind, owner, data in lists.entries():
-        if kind != _X509:
-            continue
+    for owner, data in lists.of_type(_X509):
         if owner in wrong and _known(data, manifest) is not None:
             yield Finding(
                 Code.WRONG_OWNER,
@@ -116,7 +113,7 @@ def _revocations(report: Report, manifest: Manifest) -> Iterator[Finding]:
         return
     revoked_bodies = dbx.certificates()
     # EFI_CERT_X509_SHA256: the hash of the TBSCertificate, then the time of revocation (UEFI 2.10, section 32.4.1).
-    revoked_hashes = {data[:32] for kind, _, data in dbx.entries() if kind == _X509_SHA256}
+    revoked_hashes = {data[:32] for _, data in dbx.of_type(_X509_SHA256)}
     present = frozenset[bytes]() if db is None else db.certificates()
     for revocation in manifest.revocations:
         revoked = revocation.revoked

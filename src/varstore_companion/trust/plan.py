@@ -1,16 +1,26 @@
 """The update: what would be added to a store or corrected in it, refused with numbers or carried out byte-exactly."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 
-from varstore_companion.efi import guid, siglist, siglist_outline
+from varstore_companion.efi import guid, siglist
 from varstore_companion.efi.names import KeyVariable
-from varstore_companion.efi.outline import DATA_LIMIT, FILE_LIMIT, OVERHEAD, TOTAL_LIMIT, VOLATILE_TOTAL, Outline
+from varstore_companion.efi.outline import (
+    DATA_LIMIT,
+    FILE_LIMIT,
+    HEADER_SIZE,
+    OVERHEAD,
+    TAIL_SIZE,
+    TOTAL_LIMIT,
+    VOLATILE_TOTAL,
+    Outline,
+    Place,
+)
 from varstore_companion.efi.siglist_outline import OWNER_SIZE
-from varstore_companion.efi.store import Store, parse_outline
 from varstore_companion.trust.certificates import Bodies
-from varstore_companion.trust.check import Report, State, check
+from varstore_companion.trust.check import Lists, Report, State, check
 from varstore_companion.trust.manifest import Certificate, Manifest, Rule
 
 
@@ -55,13 +65,14 @@ class Plan:
         return len(self.store)
 
 
-def plan(blob: bytes, manifest: Manifest, bodies: Bodies, *, headroom: int | None = None) -> Plan:
+def plan(blob: bytes, manifest: Manifest, bodies: Bodies, *, headroom: int | None = None, before: Report | None = None) -> Plan:
     """Plan the update of a store: each missing certificate, and each known wrong owner of one that the rules require.
 
-    `headroom`: bytes that must stay free for the next append to dbx, the manifest's when None. Raises nothing: a store
-    that cannot be read, a body that no source has and a limit that would be broken are reasons in `refused`.
+    `headroom`: bytes that must stay free for the next append to dbx, the manifest's when None; `before`: the report on
+    these very bytes by this manifest, where there is one. Raises nothing: a store that cannot be read, a body that no
+    source has and a limit that would be broken are reasons in `refused`.
     """
-    before = check(blob, manifest)
+    before = before or check(blob, manifest)
     kept = Plan(before, before, (), blob, len(blob), dbx_headroom(before), None)
     if before.outline is None or before.state in (State.DAMAGED, State.UNKNOWN):
         return replace(kept, refused=f"the store is {before.state}: {'; '.join(before.reasons)}")
@@ -69,15 +80,13 @@ def plan(blob: bytes, manifest: Manifest, bodies: Bodies, *, headroom: int | Non
     if lacking:
         named = ", ".join(f"{certificate.subject} ({certificate.sha256.hex()})" for certificate in lacking)
         return replace(kept, refused=f"no certificate source has the body of {named}")
-    old = parse_outline(before.outline)
-    changes, data = _changes(before, old, manifest, bodies)
+    changes, data = _changes(before, before.outline, manifest, bodies)
     if not changes:
         return kept
-    updated = old.with_data(data)
-    after_bytes = updated.build()
-    after = check(after_bytes, manifest)
-    planned = replace(kept, after=after, changes=tuple(changes), store=after_bytes, headroom=dbx_headroom(after))
-    refused = _refusal(after, updated, changes, manifest.headroom if headroom is None else headroom)
+    updated = before.outline.with_data(data)
+    after = check(updated, manifest)
+    planned = replace(kept, after=after, changes=tuple(changes), store=updated, headroom=dbx_headroom(after))
+    refused = _refusal(after, before.outline, data, changes, manifest.headroom if headroom is None else headroom)
     return planned if refused is None else replace(kept, changes=tuple(changes), refused=refused)
 
 
@@ -95,37 +104,38 @@ def _shared_room(outline: Outline) -> int:
     return min(TOTAL_LIMIT - VOLATILE_TOTAL - outline.total, FILE_LIMIT - len(outline.blob)) - new_variable
 
 
-def _changes(report: Report, store: Store, manifest: Manifest, bodies: Bodies) -> tuple[list[Change], dict[int, bytes]]:
+def _changes(report: Report, outline: Outline, manifest: Manifest, bodies: Bodies) -> tuple[list[Change], dict[Place, bytes]]:
+    """What is to be done, in the store's order, and the new data of each variable that it changes."""
     changes: list[Change] = []
-    data: dict[int, bytes] = {}
-    by_key: dict[tuple[bytes, bytes], list[Rule]] = {}
+    data: dict[Place, bytes] = {}
+    by_variable: dict[KeyVariable, list[Rule]] = {}
     for rule in manifest.rules:
-        by_key.setdefault(rule.variable.key, []).append(rule)
-    for index, variable in enumerate(store.variables):
-        rules = by_key.get(variable.key)
-        if rules is None:
+        by_variable.setdefault(rule.variable, []).append(rule)
+    for variable, lists in report.lists.items():
+        if variable not in by_variable:
             continue
-        key = rules[0].variable
-        content = bytearray(variable.data)
-        required = {certificate.sha256: certificate for rule in rules for certificate in rule.required}
-        corrected = _reown(content, manifest, frozenset(required))
-        changes += [Change(key, Action.REOWN, required[digest], 0) for digest in corrected]
-        for certificate in [certificate for missing_in, certificate in report.missing if missing_in is key]:
+        required = {each.sha256: each for rule in by_variable[variable] for each in rule.required}
+        content = bytearray(lists.data)
+        corrected = _reown(content, lists, manifest, frozenset(required))
+        changes += [Change(variable, Action.REOWN, required[digest], 0) for digest in corrected]
+        for certificate in [certificate for missing_in, certificate in report.missing if missing_in is variable]:
             added = siglist.x509_list(manifest.signature_owner, bodies[certificate.sha256]).build()
             content += added
-            changes.append(Change(key, Action.ADD, certificate, len(added)))
-        if content != variable.data:
-            data[index] = bytes(content)
+            changes.append(Change(variable, Action.ADD, certificate, len(added)))
+        if content != lists.data:
+            # A store in which it stands twice is damaged, and no update of it gets here.
+            (place,) = outline.find(variable.key)
+            data[place] = bytes(content)
     return changes, data
 
 
-def _reown(content: bytearray, manifest: Manifest, required: frozenset[bytes]) -> list[bytes]:
+def _reown(content: bytearray, lists: Lists, manifest: Manifest, required: frozenset[bytes]) -> list[bytes]:
     """Correct in place the owner of each required certificate that stands only under known wrong ones; return their SHA-256.
 
-    One that stands under the right owner as well is left alone: it would become the same entry twice.
+    One that stands under the right owner as well is left alone: it would become the same entry twice. `lists`: of `content`.
     """
     found: dict[bytes, list[int]] = {}
-    for place in siglist_outline.walk(bytes(content)):
+    for place in lists.places:
         if place.type == guid.EFI_CERT_X509.bytes_le:
             for at in range(place.body, place.end, place.signature_size):
                 digest = sha256(content[at + OWNER_SIZE : at + place.signature_size]).digest()
@@ -145,13 +155,30 @@ def _reown(content: bytearray, manifest: Manifest, required: frozenset[bytes]) -
     return corrected
 
 
-def _refusal(after: Report, updated: Store, changes: list[Change], headroom: int) -> str | None:
+def _is_as_planned(after: Outline, before: Outline, data: Mapping[Place, bytes]) -> bool:
+    """Whether a rebuilt store, as it reads back, is the old one but for `data` and the recorded length (invariant 3)."""
+    if after.damage is not None or after.version != before.version:
+        return False
+    is_front_kept = after.blob[HEADER_SIZE : after.start] == before.blob[HEADER_SIZE : before.start]
+    return is_front_kept and list(_variables(after, {})) == list(_variables(before, data))
+
+
+def _variables(outline: Outline, data: Mapping[Place, bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Each variable's name, data and what follows that; `data`: what some are to hold instead of what they do."""
+    blob = outline.blob
+    for place in outline.places:
+        name, name_end, start, end = place
+        yield blob[name:name_end], data.get(place) or blob[start:end], blob[end : end + TAIL_SIZE]
+
+
+def _refusal(after: Report, before: Outline, data: Mapping[Place, bytes], changes: list[Change], headroom: int) -> str | None:
     """Why the rebuilt store must not be kept; it has been parsed again from its bytes (invariant 2)."""
     if after.state is State.DAMAGED:
         return f"the updated store would break a limit: {'; '.join(after.reasons)}"
-    if after.outline is None or after.outline.damage or after.missing or parse_outline(after.outline) != updated:
+    if after.outline is None or after.missing or not _is_as_planned(after.outline, before, data):
         return "the updated store does not read back as it was planned"
-    if not all(change.certificate.sha256 in after.lists[change.variable].certificates() for change in changes):
+    held = {variable: after.lists[variable].certificates() for variable in {change.variable for change in changes}}
+    if not all(change.certificate.sha256 in held[change.variable] for change in changes):
         return "the updated store does not hold what was added"
     added = any(change.action is Action.ADD for change in changes)
     room = _shared_room(after.outline)
