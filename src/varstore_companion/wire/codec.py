@@ -58,7 +58,7 @@ ANSWERS: Final = {message.TYPE: message for message in _declared(AnswerMessage)}
 LAYOUTS: Final = {message: Layout.of(message) for message in (*REQUESTS.values(), *ANSWERS.values(), ErrorAnswer)}
 
 
-def decode(message: type[M], payload: bytes) -> M:
+def decode(message: type[M], payload: bytes | memoryview) -> M:
     """Read a message from its payload; large values are copied once.
 
     Raises `PayloadError`, the first of: broken fields, `UnsupportedFieldError`, a value that does not fit
@@ -78,7 +78,7 @@ def decode(message: type[M], payload: bytes) -> M:
     values: dict[str, Value] = {}
     for field, start, end in known:
         kind = field.kind
-        value = kind.parse(payload[start:end])
+        value = kind.parse(bytes(payload[start:end]))
         if value is None:
             what = f"{layout.name} field {field.name}, {end - start} long,"
             raise kind.error(what, offset=start, expected=kind.expected)
