@@ -201,7 +201,7 @@ class Backlog:
                     await self._set_aside(entry, store, "the toolstack holds a store that this one does not follow on")
                     return
                 try:
-                    new = admitted(store, f"vm={self._uuid}")
+                    new = admitted(store, self._uuid)
                 except (MalformedError, OverLimitError) as error:
                     await self._set_aside(entry, store, str(error))
                     return
