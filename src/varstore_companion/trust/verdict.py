@@ -72,6 +72,9 @@ class Verdict:
     report: State | None = None
 
 
+_UNCHANGED = Verdict(Update.NO, "PK, KEK and db are unchanged")
+
+
 def decide(
     before: Keys | None,
     after: Keys,
@@ -85,7 +88,7 @@ def decide(
     field says, None when it has none; not looked at when the keys are unchanged, so a caller need not ask for it then.
     """
     if before is not None and before.members == after.members:
-        return Verdict(Update.NO, "PK, KEK and db are unchanged")
+        return _UNCHANGED
     what = "PK, KEK or db changed" if before is not None else "the store before is not known"
     report = check_outline(outline, manifest)
     if report.complete:
