@@ -71,8 +71,8 @@ class Backlog:
         self._append: Errand[Entry] | None = None
         # What is being delivered: from then on it may be with the toolstack.
         self._in_hand: Entry | None = None
-        self.turn = trio.Lock()
-        """Held by whoever writes to the toolstack."""
+        self.turn = trio.Semaphore(1, max_value=1)
+        """Of one: held by whoever writes to the toolstack."""
 
     @property
     def pending(self) -> Entry | None:
@@ -84,7 +84,7 @@ class Backlog:
         """Where the next write goes."""
         if self.pending is None and self.is_settled:
             return Mode.DIRECT
-        return Mode.DRAINING if self.turn.locked() else Mode.QUEUED
+        return Mode.QUEUED if self.turn.value else Mode.DRAINING
 
     @property
     def is_settled(self) -> bool:
