@@ -17,8 +17,9 @@ MAGIC = b"VARS"
 NEWEST_VERSION = 2
 HEADER_SIZE = layouts.STORE_HEADER.size
 ANCILLARY_SIZE = layouts.ANCILLARY.size
+_LENGTH_SIZE = layouts.LENGTH.size
 TAIL_SIZE = layouts.VARIABLE_TAIL.size
-FIXED_SIZE = 2 * layouts.LENGTH.size + TAIL_SIZE
+FIXED_SIZE = 2 * _LENGTH_SIZE + TAIL_SIZE
 """A variable's bytes in a store besides its name and data: 84."""
 
 MAX_VARIABLES = 1024
@@ -96,7 +97,7 @@ class Outline:
         if not self.places:
             return 0
         # They lie back to back, each with `FIXED_SIZE` bytes besides its name and data.
-        begin, end = self.places[0][0] - layouts.LENGTH.size, self.places[-1][3] + TAIL_SIZE
+        begin, end = self.places[0][0] - _LENGTH_SIZE, self.places[-1][3] + TAIL_SIZE
         return end - begin + len(self.places) * (OVERHEAD - FIXED_SIZE)
 
     def excesses(self) -> tuple[Excess, ...]:

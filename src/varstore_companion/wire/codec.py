@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, TypeVar, cast, get_type_hints
+from typing import Final, TypeVar, get_type_hints
 
 from varstore_companion.wire import messages, observing
 from varstore_companion.wire.errors import LocalProtocolError, PayloadError, UnsupportedFieldError
@@ -86,7 +86,8 @@ def decode(message: type[M], payload: bytes | memoryview) -> M:
     for field in layout.fields.values():
         if field.required and field.name not in values:
             raise PayloadError(layout.name, offset=len(payload), expected=f"a field {field.name} ({field.tag:#06x})")
-    made = cast("Callable[..., M]", message)(**values)
+    make: Callable[..., M] = message
+    made = make(**values)
     flaw = made.flaw()
     if flaw is not None:
         raise PayloadError(f"{layout.name} with {flaw}", offset=0, expected="fields that agree")
