@@ -138,8 +138,12 @@ class Connection:
 
         A server's pause after `Hello` until it is answered. Raises `RemoteProtocolError`.
         """
-        # Not even a frame is kept while an event is being carried out.
-        while self._state in READING[self._role] and (event := self._read_event()) is not None:
+        reading = READING[self._role]
+        while (self._buffer or self._ended) and self._state in reading:
+            event = self._read_event()
+            if event is None:
+                return
+            # Not even its frame is kept while it is being carried out.
             yield event
 
     def request(self, message: RequestMessage) -> tuple[int, bytes]:
