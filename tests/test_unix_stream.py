@@ -108,3 +108,17 @@ async def test_what_has_come_is_received_without_a_turn_of_the_event_loop(ends: 
     ends[1].close()
     with pytest.raises(trio.BrokenResourceError):
         ends[1].receive_now(100)
+
+
+async def test_reading_can_be_ended_by_another_task_and_begun_anew(ends: tuple[UnixStream, UnixStream]) -> None:
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await ends[1].receive_some(100)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        ends[1].wake()
+    ends[1].wake()
+    await ends[0].send_all(b"more")
+    assert await ends[1].receive_some(100) == b"more"

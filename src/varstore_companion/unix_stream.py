@@ -42,6 +42,10 @@ class UnixStream:
         """Have these bytes received next, at once."""
         self._unread = data
 
+    def wake(self) -> None:
+        """End another task's wait in `receive_some`, which raises `trio.ClosedResourceError`; the stream stays open."""
+        trio.lowlevel.notify_closing(self.socket)
+
     async def receive_some(self, most: int) -> bytes:
         """The next bytes, nothing at the end of the stream. `most`: of one read from the kernel."""
         while not self._unread:

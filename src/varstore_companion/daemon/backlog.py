@@ -71,8 +71,8 @@ class Backlog:
         self._append: Errand[Entry] | None = None
         # What is being delivered: from then on it may be with the toolstack.
         self._in_hand: Entry | None = None
-        self.turn = trio.Lock()
-        """Held by whoever writes to the toolstack."""
+        self.turn = trio.Semaphore(1, max_value=1)
+        """Of one: held by whoever writes to the toolstack."""
 
     @property
     def pending(self) -> Entry | None:
@@ -84,7 +84,7 @@ class Backlog:
         """Where the next write goes."""
         if self.pending is None and self.is_settled:
             return Mode.DIRECT
-        return Mode.DRAINING if self.turn.locked() else Mode.QUEUED
+        return Mode.QUEUED if self.turn.value else Mode.DRAINING
 
     @property
     def is_settled(self) -> bool:
@@ -201,7 +201,7 @@ class Backlog:
                     await self._set_aside(entry, store, "the toolstack holds a store that this one does not follow on")
                     return
                 try:
-                    new = admitted(store, f"vm={self._uuid}")
+                    new = admitted(store, self._uuid)
                 except (MalformedError, OverLimitError) as error:
                     await self._set_aside(entry, store, str(error))
                     return

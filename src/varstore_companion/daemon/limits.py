@@ -111,7 +111,7 @@ class InFlight:
     def count(self, more: int) -> None:
         """Count bytes that came, or, less than 0, that are done with."""
         self.total += more
-        if more < 0:
+        if more < 0 and self._waiting:
             self._waiting.unpark_all()
 
 

@@ -153,7 +153,7 @@ class Upstream:
         raise ToolstackUnavailableError("the toolstack did not say in time what it holds")
 
 
-def admitted(blob: bytes, who: str) -> Outline | None:
+def admitted(blob: bytes, vm: UUID) -> Outline | None:
     """A store that a guest may write; None for one of a newer version, which is passed through unread.
 
     Raises `MalformedError` for what is not a store, and `OverLimitError`.
@@ -163,5 +163,5 @@ def admitted(blob: bytes, who: str) -> Outline | None:
     except UnknownVersionError as error:
         if len(blob) > FILE_LIMIT:
             raise OverLimitError(f"a store of {len(blob):,} bytes: varstored loads at most {FILE_LIMIT:,}") from None
-        log.warning("%s passes a store through unread: %s", who, error)
+        log.warning("vm=%s passes a store through unread: %s", vm, error)
         return None

@@ -46,8 +46,10 @@ class Verdicts:
     def add(self, at: float, occasion: Occasion, verdict: Update | None, reason: str) -> None:
         """Remember a verdict of now."""
         entries = self._entries
-        reason = clip(reason, REASON)
-        if entries and (last := entries[-1]).reason == reason and (last.occasion, last.verdict) == (occasion, verdict):
+        last = entries[-1] if entries else None
+        if last is None or last.reason != reason:
+            reason = clip(reason, REASON)
+        if last is not None and last.reason == reason and last.occasion is occasion and last.verdict is verdict:
             last.last = at
             last.count += 1
             return

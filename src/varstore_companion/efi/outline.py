@@ -3,6 +3,7 @@
 Every length is checked here, once; every write of every VM comes through here.
 """
 
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ MAGIC = b"VARS"
 NEWEST_VERSION = 2
 HEADER_SIZE = layouts.STORE_HEADER.size
 ANCILLARY_SIZE = layouts.ANCILLARY.size
+_LENGTH_SIZE = layouts.LENGTH.size
 TAIL_SIZE = layouts.VARIABLE_TAIL.size
-FIXED_SIZE = 2 * layouts.LENGTH.size + TAIL_SIZE
+FIXED_SIZE = 2 * _LENGTH_SIZE + TAIL_SIZE
 """A variable's bytes in a store besides its name and data: 84."""
 
 MAX_VARIABLES = 1024
@@ -117,7 +119,7 @@ class Outline:
         if not self.places:
             return 0
         # They lie back to back, each with `FIXED_SIZE` bytes besides its name and data.
-        begin, end = self.places[0][0] - layouts.LENGTH.size, self.places[-1][3] + TAIL_SIZE
+        begin, end = self.places[0][0] - _LENGTH_SIZE, self.places[-1][3] + TAIL_SIZE
         return end - begin + len(self.places) * (OVERHEAD - FIXED_SIZE)
 
     def excesses(self) -> tuple[Excess, ...]:
@@ -168,12 +170,48 @@ def admit(blob: bytes) -> Outline:
 
     Raises as `parse` does, and `OverLimitError`, which lists the limits that it breaks.
     """
-    found = outline(blob)
-    if found.damage is not None:
-        raise found.damage
-    if excesses := found.excesses():
-        raise OverLimitError("over varstored's limits: " + "; ".join(map(str, excesses[:8])))
+    found = _plain(blob)
+    if found is None:
+        found = outline(blob)
+        if found.damage is not None:
+            raise found.damage
+        if excesses := found.excesses():
+            raise OverLimitError("over varstored's limits: " + "; ".join(map(str, excesses[:8])))
     return found
+
+
+def _plain(blob: bytes) -> Outline | None:
+    """As `outline`, of a store with nothing wrong and no limit broken; None for any other, of which `outline` says more.
+
+    Nearly every write is one, and does without working out what there is room for: a quarter less than the two walks.
+    """
+    version = _read_version(blob)
+    end = len(blob)
+    count = _u64_at(blob, 8)[0]
+    if count > MAX_VARIABLES or end > FILE_LIMIT:
+        return None
+    places: list[Place] = []
+    append = places.append
+    at = HEADER_SIZE + (ANCILLARY_SIZE if version >= 2 else 0)
+    try:
+        # What lies outside has no length to be read after it, or does not end where the store ends.
+        for _ in range(count):
+            (length,) = _u64_at(blob, at)
+            if not 0 < length <= NAME_LIMIT:
+                return None
+            name = at + 8
+            name_end = name + length
+            (length,) = _u64_at(blob, name_end)
+            if not 0 < length <= DATA_LIMIT:
+                return None
+            data = name_end + 8
+            at = data + length
+            append((name, name_end, data, at))
+            at += TAIL_SIZE
+    except struct.error:
+        return None
+    found = Outline(blob, version, tuple(places), None)
+    return found if at == end and found.total <= TOTAL_LIMIT else None
 
 
 def _read_version(blob: bytes) -> int:

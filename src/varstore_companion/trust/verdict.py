@@ -31,11 +31,13 @@ class Keys:
 def read_keys(outline: Outline, before: Keys | None = None) -> Keys:
     """The keys of a store, damaged or not; `before` saves the work when they are as they were."""
     found: list[tuple[str, bytes]] = []
-    for place in outline.places:
-        name, name_end, data, data_end = place
-        # Most names are longer: nothing of those variables need be cut out.
-        if name_end - name <= _LONGEST_NAME and (key := _KEYS.get(outline.key(place))) is not None:
-            found.append((key.text, outline.blob[data:data_end]))
+    blob = outline.blob
+    for name, name_end, data, data_end in outline.places:
+        # Most names are longer: nothing of those variables need be cut out. The vendor's GUID follows the data.
+        if name_end - name <= _LONGEST_NAME:
+            key = _KEYS.get((blob[name:name_end], blob[data_end : data_end + 16]))
+            if key is not None:
+                found.append((key.text, blob[data:data_end]))
     # varstored writes its variables in the reverse order after each load: never compare by position.
     found.sort()
     stored = sha256()
@@ -72,6 +74,9 @@ class Verdict:
     report: State | None = None
 
 
+_UNCHANGED = Verdict(Update.NO, "PK, KEK and db are unchanged")
+
+
 def decide(
     before: Keys | None,
     after: Keys,
@@ -85,7 +90,7 @@ def decide(
     field says, None when it has none; not looked at when the keys are unchanged, so a caller need not ask for it then.
     """
     if before is not None and before.members == after.members:
-        return Verdict(Update.NO, "PK, KEK and db are unchanged")
+        return _UNCHANGED
     what = "PK, KEK or db changed" if before is not None else "the store before is not known"
     report = check_outline(outline, manifest)
     if report.complete:

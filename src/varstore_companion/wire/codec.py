@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, TypeVar, cast, get_type_hints
+from typing import Final, TypeVar, get_type_hints
 
 from varstore_companion.wire import messages, observing
 from varstore_companion.wire.errors import LocalProtocolError, PayloadError, UnsupportedFieldError
@@ -58,7 +58,7 @@ ANSWERS: Final = {message.TYPE: message for message in _declared(AnswerMessage)}
 LAYOUTS: Final = {message: Layout.of(message) for message in (*REQUESTS.values(), *ANSWERS.values(), ErrorAnswer)}
 
 
-def decode(message: type[M], payload: bytes) -> M:
+def decode(message: type[M], payload: bytes | memoryview) -> M:
     """Read a message from its payload; large values are copied once.
 
     Raises `PayloadError`, the first of: broken fields, `UnsupportedFieldError`, a value that does not fit
@@ -78,7 +78,7 @@ def decode(message: type[M], payload: bytes) -> M:
     values: dict[str, Value] = {}
     for field, start, end in known:
         kind = field.kind
-        value = kind.parse(payload[start:end])
+        value = kind.parse(bytes(payload[start:end]))
         if value is None:
             what = f"{layout.name} field {field.name}, {end - start} long,"
             raise kind.error(what, offset=start, expected=kind.expected)
@@ -86,7 +86,8 @@ def decode(message: type[M], payload: bytes) -> M:
     for field in layout.fields.values():
         if field.required and field.name not in values:
             raise PayloadError(layout.name, offset=len(payload), expected=f"a field {field.name} ({field.tag:#06x})")
-    made = cast("Callable[..., M]", message)(**values)
+    make: Callable[..., M] = message
+    made = make(**values)
     flaw = made.flaw()
     if flaw is not None:
         raise PayloadError(f"{layout.name} with {flaw}", offset=0, expected="fields that agree")

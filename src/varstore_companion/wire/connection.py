@@ -84,7 +84,7 @@ class Connection:
         self._role = role
         self._socket = socket
         self._state = State.NEW
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""
         self._ended = False
         self._max_payload = MAX_PAYLOAD
         self._max_requests = 1
@@ -123,7 +123,11 @@ class Connection:
             return
         if len(self._buffer) >= HEADER_BYTES + MAX_PAYLOAD:
             raise LocalProtocolError("bytes before the events of those received earlier")
-        self._buffer += data
+        if not self._buffer and isinstance(data, bytes):
+            # Mostly one whole frame, whose values are taken out of it as it is.
+            self._buffer = data
+        else:
+            self._growing().extend(data)
 
     def receive_eof(self) -> None:
         """Take in the end of the peer's stream."""
@@ -134,14 +138,13 @@ class Connection:
 
         A server's pause after `Hello` until it is answered. Raises `RemoteProtocolError`.
         """
-        while self._state in READING[self._role]:
-            frame = self._take_frame()
-            if frame is not None:
-                yield self._read_request(*frame) if self._role is Role.SERVER else self._read_answer(*frame)
-            elif self._ended:
-                yield self._read_end()
-            else:
+        reading = READING[self._role]
+        while (self._buffer or self._ended) and self._state in reading:
+            event = self._read_event()
+            if event is None:
                 return
+            # Not even its frame is kept while it is being carried out.
+            yield event
 
     def request(self, message: RequestMessage) -> tuple[int, bytes]:
         """Client: choose an id and build a request's frame. The first is `Hello`."""
@@ -205,14 +208,26 @@ class Connection:
     def _move(self, state: State) -> None:
         self._state = state
         if state is State.CLOSED:
-            self._buffer.clear()
+            self._buffer = b""
 
     def _broken(self, code: ErrorCode, text: str, request_id: int = 0) -> RemoteProtocolError:
         self._move(State.CLOSED)
         reply = _error_frame(request_id, code, text) if self._role is Role.SERVER else b""
         return RemoteProtocolError(code, text, reply=reply)
 
-    def _take_frame(self) -> tuple[Header, bytes] | None:
+    def _growing(self) -> bytearray:
+        """The buffer as one that is added to and taken from."""
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer)
+        return self._buffer
+
+    def _read_event(self) -> Event | None:
+        frame = self._take_frame()
+        if frame is not None:
+            return self._read_request(*frame) if self._role is Role.SERVER else self._read_answer(*frame)
+        return self._read_end() if self._ended else None
+
+    def _take_frame(self) -> tuple[Header, bytes | memoryview] | None:
         buffer = self._buffer
         if len(buffer) < HEADER_BYTES:
             return None
@@ -223,6 +238,10 @@ class Connection:
         end = HEADER_BYTES + header.length
         if len(buffer) < end:
             return None
+        if len(buffer) == end and isinstance(buffer, bytes):
+            self._buffer = b""
+            return header, memoryview(buffer)[HEADER_BYTES:]
+        buffer = self._growing()
         with memoryview(buffer) as view:
             payload = bytes(view[HEADER_BYTES:end])
         # A bytearray gives up its front without moving the rest.
@@ -235,7 +254,7 @@ class Connection:
         self._move(RECEIVE[self._role][self._state, Signal.END])
         return Ended()
 
-    def _read_request(self, header: Header, payload: bytes) -> Event:
+    def _read_request(self, header: Header, payload: bytes | memoryview) -> Event:
         request_id = header.request_id
         if self._state is State.NEW and header.type != Hello.TYPE:
             raise self._broken(ErrorCode.HELLO_REQUIRED, f"type {header.type:#06x} before HELLO", request_id)
@@ -264,7 +283,7 @@ class Connection:
         self._outstanding[request_id] = message
         return Request(request_id, request)
 
-    def _read_hello(self, request_id: int, payload: bytes, state: State) -> Request:
+    def _read_hello(self, request_id: int, payload: bytes | memoryview, state: State) -> Request:
         try:
             hello = decode(Hello, payload)
         except PayloadError as error:
@@ -279,7 +298,7 @@ class Connection:
         self._move(state)
         return Request(request_id, hello)
 
-    def _read_answer(self, header: Header, payload: bytes) -> Event:
+    def _read_answer(self, header: Header, payload: bytes | memoryview) -> Event:
         if header.type == ErrorAnswer.TYPE:
             return self._read_error(header.request_id, payload)
         asked = self._outstanding.get(header.request_id)
@@ -297,7 +316,7 @@ class Connection:
         self._move(RECEIVE[Role.CLIENT][self._state, signal])
         return Answer(header.request_id, answer)
 
-    def _read_error(self, request_id: int, payload: bytes) -> Failure:
+    def _read_error(self, request_id: int, payload: bytes | memoryview) -> Failure:
         error = self._read_payload(ErrorAnswer, payload)
         if request_id and request_id not in self._outstanding:
             raise self._broken(ErrorCode.BAD_FRAME, f"an error for request {request_id}, which was not asked")
@@ -306,7 +325,7 @@ class Connection:
         self._move(RECEIVE[Role.CLIENT][self._state, Signal.LAST_ERROR if last else Signal.ERROR])
         return Failure(request_id, error)
 
-    def _read_payload(self, message: type[M], payload: bytes) -> M:
+    def _read_payload(self, message: type[M], payload: bytes | memoryview) -> M:
         try:
             return decode(message, payload)
         except PayloadError as error:

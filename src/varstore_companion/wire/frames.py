@@ -52,7 +52,7 @@ def build_frame(type_: int, request_id: int, payload: bytes) -> bytes:
     return _HEADER.pack(MAGIC, VERSION, type_, request_id, len(payload)) + payload
 
 
-def split_fields(payload: bytes) -> list[tuple[int, int, int]]:
+def split_fields(payload: bytes | memoryview) -> list[tuple[int, int, int]]:
     """Return each field's tag, the offset of its value and the offset after it, without copying a value.
 
     Raises `PayloadError` unless the fields fill the payload exactly, tags ascend, reserved bytes are zero, and there

@@ -34,6 +34,7 @@ from varstore_companion.wire.limits import (
 class Socket(Enum):
     """Where a request may be made: on a VM's own socket, or on root's control socket."""
 
+    __hash__ = object.__hash__  # as the states'
     VM = "vm"
     CONTROL = "control"
 

@@ -9,14 +9,20 @@ from types import MappingProxyType
 from typing import Final
 
 
-class Role(Enum):
+class _Member(Enum):
+    """A member is one object, and hashed as one: Enum's own hash is a call of Python for every key of every look-up."""
+
+    __hash__ = object.__hash__
+
+
+class Role(_Member):
     """Which side a connection is on."""
 
     CLIENT = "client"
     SERVER = "server"
 
 
-class State(Enum):
+class State(_Member):
     """Where a connection stands, as one side sees it."""
 
     NEW = "new"
@@ -31,7 +37,7 @@ class State(Enum):
     """Nothing more is sent or read."""
 
 
-class Signal(Enum):
+class Signal(_Member):
     """What passes over a connection, as far as the states are concerned."""
 
     HELLO = "HELLO"

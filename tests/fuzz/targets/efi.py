@@ -44,7 +44,7 @@ def store(data: bytes) -> None:
     except LoadRefused:
         loads = False
     try:
-        admit(data)
+        admitted = admit(data)
     except MalformedError as error:
         assert within(error, data) == refusal
         assert not loads
@@ -54,6 +54,7 @@ def store(data: bytes) -> None:
     else:
         assert refusal is None
         assert loads
+        assert admitted == outline(data)
 
 
 def signatures(data: bytes) -> None:
