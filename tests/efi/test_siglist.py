@@ -14,7 +14,8 @@ from support.certificates import identity
 from support.counting import calls, peak
 from support.every import LOADING, known
 from support.siglist_rules import DATA_SIZES, signature_list_violations
-from support.storemaker import mutations, scene
+from support.storemaker import scene
+from support.strategies import mutations
 from support.varstored_model import VarstoredModel
 from varstore_companion.efi import guid, siglist
 from varstore_companion.efi.siglist import Signature, SignatureList, x509_list

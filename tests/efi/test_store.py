@@ -10,7 +10,8 @@ from support import storebytes as sb
 from support.counting import calls, peak
 from support.every import EVERY, known
 from support.hostile import EVERYTHING, PLAIN
-from support.storemaker import HOSTILE, cuts, firmware_variables, hostile, make_store, mutations, scene, stores
+from support.storemaker import HOSTILE, cuts, firmware_variables, hostile, make_store, scene
+from support.strategies import mutations, stores
 from support.varstored_model import LoadRefused, VarstoredModel
 from varstore_companion.efi import store
 from varstore_companion.efi.names import readable_start

@@ -1,4 +1,4 @@
-"""Ready-made stores with what is true of each, and the one place to import store making from.
+"""Ready-made stores with what is true of each, and the one place to import store making from (strategies: `support.strategies`).
 
     from support.storemaker import SCENES, scene
     @pytest.mark.parametrize("name", SCENES)
@@ -18,7 +18,6 @@ from support import storebytes as sb
 from support.certificates import identity, microsoft
 from support.hostile import HOSTILE, Hostile, cuts, hostile
 from support.storebytes import Variable, efi_time, make_store, sha256_list, signature_list, x509_list, x509_lists
-from support.strategies import mutations, stores, variables
 
 __all__ = [
     "HOSTILE",
@@ -33,12 +32,9 @@ __all__ = [
     "firmware_variables",
     "hostile",
     "make_store",
-    "mutations",
     "scene",
     "sha256_list",
     "signature_list",
-    "stores",
-    "variables",
     "x509_list",
     "x509_lists",
 ]

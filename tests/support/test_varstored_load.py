@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 
 from support import storebytes as sb
-from support.storemaker import HOSTILE, SCENES, Variable, cuts, hostile, make_store, mutations, scene, stores
+from support.storemaker import HOSTILE, SCENES, Variable, cuts, hostile, make_store, scene
+from support.strategies import mutations, stores
 from support.varstored_model import LoadRefused, VarstoredModel, signature_list_violations
 
 

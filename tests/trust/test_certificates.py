@@ -14,7 +14,8 @@ from support import storebytes as sb
 from support.certificates import FINGERPRINTS, elliptic_certificate, identity, microsoft
 from support.shipped import NAMES_2023, own, own_manifest, own_text, shipped
 from support.siglist_rules import signature_list_violations
-from support.storemaker import HOSTILE, hostile, mutations
+from support.storemaker import HOSTILE, hostile
+from support.strategies import mutations
 from support.varstored_model import VarstoredModel, sign_update
 from varstore_companion.errors import MalformedError
 from varstore_companion.trust import certificates

@@ -13,7 +13,8 @@ from support.counting import calls
 from support.every import EVERY, LOADING, known
 from support.hostile import PLAIN
 from support.shipped import Keys, own, own_manifest
-from support.storemaker import HOSTILE, hostile, make_store, mutations, scene, stores
+from support.storemaker import HOSTILE, hostile, make_store, scene
+from support.strategies import mutations, stores
 from support.varstored_model import LoadRefused, VarstoredModel, signature_list_violations
 from varstore_companion.efi.names import KeyVariable
 from varstore_companion.trust.check import MOST_REASONS, CertCheck, Report, RuleState, State, check

@@ -9,7 +9,8 @@ from support import shipped
 from support import storebytes as sb
 from support.every import EVERY, known
 from support.shipped import Keys, own, own_manifest
-from support.storemaker import HOSTILE, hostile, make_store, scene, stores
+from support.storemaker import HOSTILE, hostile, make_store, scene
+from support.strategies import stores
 from varstore_companion.trust.check import check
 from varstore_companion.trust.findings import MOST_OF_A_CODE, Code, Finding, findings
 from varstore_companion.trust.manifest import Manifest
