@@ -1,4 +1,4 @@
-"""Ready-made stores with what is true of each, and the one place to import store making from (strategies: `support.strategies`).
+"""Ready-made stores with what is true of each, and the one place to import store making from; strategies: `support.strategies`.
 
     from support.storemaker import SCENES, scene
     @pytest.mark.parametrize("name", SCENES)
