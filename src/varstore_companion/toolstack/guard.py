@@ -15,7 +15,8 @@ import trio
 
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
-from varstore_companion.toolstack.nvram import text_of
+from varstore_companion.toolstack.nvram import sent_text_of
+from varstore_companion.toolstack.plain_xmlrpc import Plain
 from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import UnknownCallError
 from varstore_companion.trust.state import CertificatesState, Update
@@ -90,7 +91,7 @@ class GuardToolstack:
         await guard.enter()
         try:
             guard.seen.confirm(expected)
-            await guard.write(text_of(store), update)
+            await guard.write(sent_text_of(store), update)
             return guard.seen.wrote(store)
         finally:
             guard.lock.release()
@@ -147,7 +148,7 @@ class _Guard:
         state = await self._state()
         return VmRecord(store, state, self.seen.read(store))
 
-    async def write(self, text: str, update: Update) -> None:
+    async def write(self, text: Plain, update: Update) -> None:
         self._missing.look(self._identity())
         if SET_VERSIONED not in self._missing:
             try:

@@ -19,6 +19,7 @@ from varstore_companion.errors import (
 )
 from varstore_companion.toolstack import nvram
 from varstore_companion.toolstack.http_unix import ANSWER_SECONDS, NoAnswerError, NotSentError, post
+from varstore_companion.toolstack.plain_xmlrpc import Plain
 from varstore_companion.toolstack.xapi_errors import failure
 from varstore_companion.toolstack.xmlrpc import Failure, Fault, Success, Value, build_call, parse_response
 from varstore_companion.trust.state import CertificatesState
@@ -35,7 +36,9 @@ _PASSING_STATUS = frozenset(
 )
 
 
-async def call(path: Path, method: str, *parameters: Value, changes: bool = False, may_be_missing: bool = False) -> Value:
+async def call(
+    path: Path, method: str, *parameters: Value | Plain, changes: bool = False, may_be_missing: bool = False
+) -> Value:
     """Make one call and return its value. `changes`, `may_be_missing`: as for `xapi_errors.failure`.
 
     Raises `ToolstackUnavailableError`, `ToolstackRefusedError` and, only for a call that changes something,
