@@ -17,6 +17,7 @@ from varstore_companion.daemon.boot_read import BootRead
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import HttpSession
 from varstore_companion.daemon.limits import Share
+from varstore_companion.daemon.varstored_http import find_document, only_answer
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.xapi_method import (
     LOGIN,
@@ -32,8 +33,8 @@ from varstore_companion.daemon.xapi_method import (
 from varstore_companion.daemon.xapi_values import Arguments
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackError, ToolstackRefusedError
-from varstore_companion.toolstack import nvram
-from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Value, parse_call
+from varstore_companion.toolstack import nvram, plain_xmlrpc
+from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Success, Value, build_response, parse_call
 from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.fields import clip
 from varstore_companion.wire.limits import MAX_TEXT
@@ -45,6 +46,8 @@ REFERENCE = "DUMMYVM"
 """Placeholders, as a guard's: the socket is the identity, and what a peer sends back of them is not looked at."""
 
 GET_STATE = "VM.get_secureboot_certificates_state"
+AT_ONCE_BYTES = 1_024
+"""Of a request that may be answered at once: its reading must not hold up the sockets' other connections."""
 
 
 class Stock:
@@ -144,6 +147,27 @@ class Stock:
         await self._vm.secure_boot_failed(clip(detail, MAX_TEXT) or None)
         return None
 
+
+def answer_at_once(begun: bytes) -> bytes | None:
+    """The answer to a connection that begins so, when that is all of a login or logout as varstored writes it; else None.
+
+    Two of a write's three connections are these, which wait for nothing and change nothing: they need no task.
+    """
+    place = find_document(begun)
+    if place is None or place[1] > min(len(begun), AT_ONCE_BYTES):
+        return None
+    call = plain_xmlrpc.read_call(begun[place[0] : place[1]])
+    return None if call is None else _AT_ONCE.get((call[0], len(call[1])))
+
+
+_AT_ONCE = {
+    **dict.fromkeys(
+        ((LOGIN, len(LOGIN_PARAMETERS) - left_out) for left_out in range(LOGIN_OPTIONAL + 1)),
+        only_answer(build_response(Success(SESSION))),
+    ),
+    (LOGOUT, 1): only_answer(build_response(Success(None))),
+}
+"""By method and number of parameters."""
 
 _METHODS: Mapping[str, Method[Callable[[Stock, Arguments], Awaitable[Value]]]] = {
     LOGIN: Method(LOGIN_PARAMETERS, Stock.login, optional=LOGIN_OPTIONAL),
