@@ -13,7 +13,7 @@ from support.vms import new_store, old_store
 from varstore_companion.errors import ToolstackRefusedError
 from varstore_companion.toolstack import nvram
 from varstore_companion.toolstack.nvram import EFI_VARIABLES, Nvram, check_entry, nvram_of, store_of
-from varstore_companion.toolstack.plain_xmlrpc import Plain
+from varstore_companion.toolstack.plain_xmlrpc import Base64, Plain
 
 STORE = old_store()
 TEXT = b64encode(STORE).decode()
@@ -105,10 +105,25 @@ def test_a_text_that_is_not_canonical_is_not_sent_on(store: bytes, data: st.Data
     spare = data.draw(st.integers(0, 4 ** (len(text) - 1 - digit) - 1))
     other = text[:digit] + _ALPHABET[last | spare] + text[digit + 1 :]
     blank = data.draw(st.integers(0, len(other)))
-    for each in (other, other[:blank] + "\n" + other[blank:]):
+    for each in (other, other[:blank] + "\n" + other[blank:], *([] if "=" in text else [text + "=", text + "===="])):
         came = nvram.bytes_of(each)
         assert came == store
         assert nvram.sent_text_of(came) == Plain(text.encode())
+
+
+@given(st.binary(min_size=1, max_size=100))
+def test_one_that_is_decoded_already_is_taken_as_it_is(store: bytes) -> None:
+    text = b64encode(store)
+    given_ = Base64(text, bytes(bytearray(store)))
+    came = nvram.bytes_of(given_)
+    assert came is given_.data
+    assert nvram.sent_text_of(came).text is text
+
+
+def test_a_text_that_is_decoded_already_is_no_longer_than_any() -> None:
+    text = b"A" * (nvram.STORE_TEXT_LIMIT + 4)
+    with pytest.raises(ToolstackRefusedError, match="characters"):
+        nvram.bytes_of(Base64(text, bytes(len(text) // 4 * 3)))
 
 
 def test_of_two_stores_each_is_sent_as_its_own_text() -> None:

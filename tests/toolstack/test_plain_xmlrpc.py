@@ -1,6 +1,7 @@
 """What is read without an XML parser is what a parser reads, and nothing that a parser would refuse."""
 
 import re
+from base64 import b64decode, b64encode
 
 import pytest
 from hypothesis import example, given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from support import stock
 from varstore_companion.errors import MalformedError
 from varstore_companion.toolstack import xmlrpc
-from varstore_companion.toolstack.plain_xmlrpc import DONE, Plain, is_plain, read_call
+from varstore_companion.toolstack.plain_xmlrpc import DONE, LONG, Base64, Plain, is_plain, read_call
 from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Success, Value, build_call, build_response, parse_call
 
 
@@ -20,6 +21,18 @@ def parsed(document: bytes) -> Call | None:
     except MalformedError:
         return None
     return Call(str(method), tuple(parameters))
+
+
+def read(document: bytes) -> Call | None:
+    """What is read without it; what is decoded by then is what its text says."""
+    found = read_call(document)
+    if found is None:
+        return None
+    for each in found[1]:
+        if isinstance(each, Base64):
+            assert b64decode(each.text) == each.data
+            assert is_plain(each.text)
+    return Call(found[0], tuple(each.text.decode() if isinstance(each, Base64) else each for each in found[1]))
 
 
 def body(sent: bytes) -> bytes:
@@ -39,17 +52,13 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_of_varstoreds_is_read(name: str) -> None:
-    found = read_call(CALLS[name])
-    assert found is not None
-    assert Call(*found) == parsed(CALLS[name]) == parse_call(CALLS[name])
+    assert read(CALLS[name]) == parse_call(CALLS[name])
 
 
 @pytest.mark.parametrize("name", ["01-session.login_with_password", "06-VM.set_NVRAM_EFI_variables", "07-session.logout"])
 def test_a_recorded_one_is_read(name: str) -> None:
     document = body(stock.recorded(f"{name}.http"))
-    found = read_call(document)
-    assert found is not None
-    assert Call(*found) == parsed(document)
+    assert read(document) == parse_call(document)
 
 
 _TEXTS = st.text(st.sampled_from("aZ09+/= ~!]<>&;'\"\r\n\t\0\x7f\u00e4")) | st.sampled_from(
@@ -73,10 +82,9 @@ _TEXTS = st.text(st.sampled_from("aZ09+/= ~!]<>&;'\"\r\n\t\0\x7f\u00e4")) | st.s
 @example(["x"] * 17, "VM.x")
 def test_whatever_is_read_is_what_a_parser_reads(texts: list[str], method: str) -> None:
     document = body(stock.request(method, *texts))
-    found = read_call(document)
+    found = read(document)
     if found is not None:
-        assert Call(*found) == parsed(document)
-        assert all(is_plain(text.encode()) for text in found[1])
+        assert found == parsed(document)
     elif len(texts) <= 16 and re.fullmatch("[A-Za-z0-9_.]{1,64}", method):
         assert not all(is_plain(text.encode()) for text in texts)
 
@@ -92,8 +100,8 @@ def test_a_call_that_is_cut_or_changed_is_never_read_otherwise(name: str, data: 
         )
         document[at : at + data.draw(st.integers(0, 9))] = piece
     for changed in (bytes(document), bytes(document[: data.draw(st.integers(0, len(document)))])):
-        found = read_call(changed)
-        assert found is None or Call(*found) == parsed(changed)
+        found = read(changed)
+        assert found is None or found == parsed(changed)
 
 
 def test_every_character_that_xml_writes_otherwise_or_not_at_all_is_not_plain() -> None:
@@ -103,11 +111,29 @@ def test_every_character_that_xml_writes_otherwise_or_not_at_all_is_not_plain() 
     assert is_plain(b"")
 
 
-def test_the_size_is_bounded_as_for_any_other() -> None:
-    document = body(stock.request(stock.SET, stock.S, stock.V, "A" * MAX_DOCUMENT))
-    assert read_call(document) is not None
-    with pytest.raises(MalformedError, match="a document of at most"):
-        parse_call(document)
+_LONG = b64encode(bytes(range(256)) * 4).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _LONG,
+        _LONG[:-4] + "====",
+        _LONG + "=",
+        _LONG[:-1],
+        _LONG[:-1] + "<",
+        _LONG[:-4] + "\n" + _LONG[-4:],
+        " " + _LONG,
+        "x" * LONG,
+    ],
+)
+@given(st.data())
+def test_a_long_text_is_base64_or_left_to_the_parser(text: str, data: st.DataObject) -> None:
+    for each in (text, text.replace("A", data.draw(st.characters()), 1)):
+        document = body(stock.request(stock.SET, stock.S, stock.V, each))
+        found = read(document)
+        assert found is None or found == parsed(document)
+    assert read(body(stock.request(stock.SET, stock.S, stock.V, _LONG))) is not None
 
 
 @given(st.lists(st.from_regex(r"[A-Za-z0-9+/=]{0,40}", fullmatch=True)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from varstore_companion.efi.outline import FILE_LIMIT, admit
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackRefusedError, UnknownVersionError
-from varstore_companion.toolstack.plain_xmlrpc import Plain
+from varstore_companion.toolstack.plain_xmlrpc import Base64, Plain
 
 EFI_VARIABLES = "EFI-variables"
 """The key of the store, as in xapi."""
@@ -65,24 +65,29 @@ def store_of(text: str) -> bytes:
     return store
 
 
-def bytes_of(text: str) -> bytes:
+def bytes_of(text: str | Base64) -> bytes:
     """The bytes behind the text of `EFI-variables`, unread; blanks and line ends in it do not count.
 
     Raises `ToolstackRefusedError`: `INVALID_VALUE` for what is not base64 text, `VALUE_NOT_SUPPORTED` for too much of it.
     """
     where = f"{FIELD}:{EFI_VARIABLES}"
-    if len(text) > STORE_TEXT_LIMIT:
-        raise _not_supported(where, f"{len(text):,} characters", f"at most {STORE_TEXT_LIMIT:,}")
-    try:
-        digits = text.encode("ascii")
-        # Nearly always there are none, and to look for them is quicker than to take them out.
-        if any(blank in digits for blank in _BLANKS):
-            digits = digits.translate(None, delete=_BLANKS)
-        store = a2b_base64(digits, strict_mode=True)
-    except (UnicodeEncodeError, Base64Error) as error:
-        raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
-    # Of strict base64 without blanks only the last four characters can be written in more than one way (RFC 4648, 3.5).
-    if digits.endswith(_digits(store[len(store) - (len(store) % 3 or 3) :])):
+    size = len(text.text if isinstance(text, Base64) else text)
+    if size > STORE_TEXT_LIMIT:
+        raise _not_supported(where, f"{size:,} characters", f"at most {STORE_TEXT_LIMIT:,}")
+    if isinstance(text, Base64):
+        digits, store = text.text, text.data
+    else:
+        try:
+            digits = text.encode("ascii")
+            # Nearly always there are none, and to look for them is quicker than to take them out.
+            if any(blank in digits for blank in _BLANKS):
+                digits = digits.translate(None, delete=_BLANKS)
+            store = a2b_base64(digits, strict_mode=True)
+        except (UnicodeEncodeError, Base64Error) as error:
+            raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
+    # Of strict base64 only the end can be written in more than one way (RFC 4648, 3.5), and Python takes too many "=", too.
+    end = len(store) - (len(store) % 3 or 3)
+    if len(digits) == (len(store) + 2) // 3 * 4 and digits.endswith(_digits(store[max(end, 0) :])):
         _came.append((store, digits))
     return store
 

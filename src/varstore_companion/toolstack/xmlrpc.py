@@ -15,7 +15,6 @@ from typing import TypeAlias
 from xml.parsers import expat
 
 from varstore_companion.errors import MalformedError
-from varstore_companion.toolstack import plain_xmlrpc
 from varstore_companion.toolstack.plain_xmlrpc import DONE, Plain, is_plain
 
 Value: TypeAlias = bool | int | float | str | datetime | list["Value"] | dict[str, "Value"] | None
@@ -94,8 +93,6 @@ Response = Success | Failure | Fault
 
 def parse_call(document: bytes) -> Call:
     """Read a methodCall. Raises `MalformedError`."""
-    if len(document) <= MAX_DOCUMENT and (plain := plain_xmlrpc.read_call(document)) is not None:
-        return Call(*plain)
     method, *parameters = _read(document, "methodCall", MAX_DOCUMENT).result
     return Call(str(method), tuple(parameters))
 
