@@ -9,6 +9,7 @@ takes a tenth of the write's time for it.
 import os
 import re
 import socket as stdlib_socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -60,8 +61,17 @@ class HttpAnswer:
     body: bytes
 
 
-async def post(path: Path, document: bytes, *, seconds: float = ANSWER_SECONDS, limit: int = MAX_DOCUMENT) -> HttpAnswer:
+async def post(
+    path: Path,
+    document: bytes,
+    *,
+    seconds: float = ANSWER_SECONDS,
+    limit: int = MAX_DOCUMENT,
+    meanwhile: Callable[[], object] | None = None,
+) -> HttpAnswer:
     """Send `document` to the server at `path` and return its answer, whose body may have `limit` bytes.
+
+    `meanwhile`: called when the request has gone out, so that its time is that of the server's work.
 
     Raises `NotSentError`, and `NoAnswerError` once the last byte has been sent; each also when `seconds` have passed.
     """
@@ -69,7 +79,7 @@ async def post(path: Path, document: bytes, *, seconds: float = ANSWER_SECONDS, 
     stream = await _connect(path, deadline)
     if stream is None:
         raise NotSentError(f"{path}: no connection within {seconds:g} s")
-    exchange = _Exchange(path, stream, limit)
+    exchange = _Exchange(path, stream, limit, meanwhile)
     try:
         with trio.move_on_at(deadline):
             return await exchange.run(document)
@@ -103,10 +113,11 @@ async def _connect(path: Path, deadline: float) -> UnixStream | None:
 class _Exchange:
     """One request and its answer on a connection. `is_sent`: whether the request's last byte has gone out."""
 
-    def __init__(self, path: Path, stream: UnixStream, limit: int) -> None:
+    def __init__(self, path: Path, stream: UnixStream, limit: int, meanwhile: Callable[[], object] | None = None) -> None:
         self._path = path
         self._stream = stream
         self._limit = limit
+        self._meanwhile = meanwhile
         self._left = limit + MAX_HEAD + MAX_FRAMING
         self.is_sent = False
 
@@ -120,6 +131,8 @@ class _Exchange:
             except NoAnswerError:
                 raise NotSentError(f"{self._path}: the connection was closed before the request was sent") from None
         self.is_sent = True
+        if self._meanwhile is not None:
+            self._meanwhile()
         return await self._receive()
 
     async def _receive(self) -> HttpAnswer:

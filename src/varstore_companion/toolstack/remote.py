@@ -1,7 +1,7 @@
 """What the adapters that call a toolstack over a Unix socket share: one call with its failures sorted, and generations."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
@@ -37,16 +37,23 @@ _PASSING_STATUS = frozenset(
 
 
 async def call(
-    path: Path, method: str, *parameters: Value | Plain, changes: bool = False, may_be_missing: bool = False
+    path: Path,
+    method: str,
+    *parameters: Value | Plain,
+    changes: bool = False,
+    may_be_missing: bool = False,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Value:
-    """Make one call and return its value. `changes`, `may_be_missing`: as for `xapi_errors.failure`.
+    """Make one call and return its value.
+
+    `changes`, `may_be_missing`: as for `xapi_errors.failure`; `meanwhile`: as for `post`.
 
     Raises `ToolstackUnavailableError`, `ToolstackRefusedError` and, only for a call that changes something,
     `ToolstackUnclearError`.
     """
     document = build_call(method, parameters)
     try:
-        answer = await post(path, document, seconds=CHANGE_SECONDS if changes else ANSWER_SECONDS)
+        answer = await post(path, document, seconds=CHANGE_SECONDS if changes else ANSWER_SECONDS, meanwhile=meanwhile)
         if answer.status != HTTPStatus.OK:
             raise _status_error(path, method, answer.status, changes=changes)
         response = parse_response(answer.body)
@@ -147,15 +154,15 @@ class Seen:
 
     def read(self, store: bytes | None) -> int:
         """The generation after a look: another one when the store is not the last one seen or written."""
-        digest = _digest(store)
+        digest = digest_of(store)
         if self._digest is not None and digest != self._digest:
             self.generation = next(self._numbers)
         self._digest = digest
         return self.generation
 
-    def wrote(self, store: bytes) -> int:
-        """The generation after a write."""
-        self._digest = _digest(store)
+    def wrote(self, digest: bytes) -> int:
+        """The generation after a write of the store with this digest."""
+        self._digest = digest
         self.generation = next(self._numbers)
         return self.generation
 
@@ -165,5 +172,6 @@ class Seen:
             raise ToolstackConflictError(f"the store has generation {self.generation}, not {expected}")
 
 
-def _digest(store: bytes | None) -> bytes:
+def digest_of(store: bytes | None) -> bytes:
+    """What stands for a store in `Seen`."""
     return b"" if store is None else sha256(store).digest()
