@@ -10,7 +10,7 @@ from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.boot_read import BootRead, fitting
 from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.complaints import Complaints
-from varstore_companion.daemon.first_byte import FirstByte
+from varstore_companion.daemon.first_byte import POST, FirstByte
 from varstore_companion.daemon.limits import FREE_BYTES, Share
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.stock import Stock, answer_at_once
@@ -69,6 +69,8 @@ class VmSocket:
                 if answer is not None:
                     return answer
                 stream.unread(data)
+                if data.startswith(POST):
+                    return self._stock.session(stream)
         return FirstByte(stream, framed=self._framed, post=self._stock.session)
 
     def _framed(self, stream: UnixStream, begun: float) -> Session:

@@ -7,7 +7,6 @@ itself gives out. A read is two calls, a write is one.
 
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from uuid import UUID
@@ -18,7 +17,7 @@ from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailabl
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
 from varstore_companion.toolstack.nvram import sent_text_of
 from varstore_companion.toolstack.plain_xmlrpc import Plain
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, digest_of, state_in, store_in
+from varstore_companion.toolstack.remote import Digest, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import UnknownCallError
 from varstore_companion.trust.state import CertificatesState, Update
 
@@ -92,9 +91,9 @@ class GuardToolstack:
         await guard.enter()
         try:
             guard.seen.confirm(expected)
-            digest = cache(partial(digest_of, store))
+            digest = Digest(store)  # taken while the guard is at it
             await guard.write(sent_text_of(store), update, digest)
-            return guard.seen.wrote(digest())
+            return guard.seen.wrote(digest)
         finally:
             guard.lock.release()
 

@@ -139,6 +139,22 @@ class MissingCalls:
         self._calls |= {name}
 
 
+class Digest:
+    """The digest of a store, taken when it is first asked for."""
+
+    __slots__ = ("_store", "_taken")
+
+    def __init__(self, store: bytes) -> None:
+        self._store = store
+        self._taken: bytes | None = None
+
+    def __call__(self) -> bytes:
+        """The digest."""
+        if self._taken is None:
+            self._taken = _digest(self._store)
+        return self._taken
+
+
 class Seen:
     """The generation of one VM's store where the toolstack keeps none: a number, and the digest of the store last seen.
 
@@ -154,15 +170,15 @@ class Seen:
 
     def read(self, store: bytes | None) -> int:
         """The generation after a look: another one when the store is not the last one seen or written."""
-        digest = digest_of(store)
+        digest = _digest(store)
         if self._digest is not None and digest != self._digest:
             self.generation = next(self._numbers)
         self._digest = digest
         return self.generation
 
-    def wrote(self, digest: bytes) -> int:
+    def wrote(self, digest: Digest) -> int:
         """The generation after a write of the store with this digest."""
-        self._digest = digest
+        self._digest = digest()
         self.generation = next(self._numbers)
         return self.generation
 
@@ -172,6 +188,5 @@ class Seen:
             raise ToolstackConflictError(f"the store has generation {self.generation}, not {expected}")
 
 
-def digest_of(store: bytes | None) -> bytes:
-    """What stands for a store in `Seen`."""
+def _digest(store: bytes | None) -> bytes:
     return b"" if store is None else sha256(store).digest()

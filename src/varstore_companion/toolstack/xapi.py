@@ -14,7 +14,7 @@ from varstore_companion.errors import ToolstackError, ToolstackRefusedError, Too
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
 from varstore_companion.toolstack.nvram import sent_text_of
 from varstore_companion.toolstack.plain_xmlrpc import Plain
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, digest_of, state_in, store_in
+from varstore_companion.toolstack.remote import Digest, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import SessionInvalidError, UnknownCallError
 from varstore_companion.toolstack.xmlrpc import Value
 from varstore_companion.trust.state import CertificatesState, Update
@@ -87,7 +87,7 @@ class XapiToolstack:
         async with known.lock:
             known.seen.confirm(expected)
             await self._on(vm, known, lambda reference: self._set(reference, text, update))
-            return known.seen.wrote(digest_of(store))
+            return known.seen.wrote(Digest(store))
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
