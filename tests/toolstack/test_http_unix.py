@@ -93,6 +93,19 @@ async def test_what_is_sent(path: Path) -> None:
     ]
 
 
+async def test_what_is_done_meanwhile_is_done_between_the_request_and_its_answer(path: Path) -> None:
+    done = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await request(stream)
+        await done.wait()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with listening(path, serve):
+        with trio.fail_after(5):
+            assert await post(path, b"<call/>", meanwhile=done.set) == HttpAnswer(200, b"ok")
+
+
 ANSWERS = {
     "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody", HttpAnswer(200, b"body")),
     "to the end": (b"HTTP/1.1 200 OK\r\n\r\nbody", HttpAnswer(200, b"body")),

@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection on a Unix socket: POST of a bounded document, an answer of a known length, limits on all of it.
 
-h11 is the protocol; this file does its reading and writing, and says which requests are refused and how long each may take.
+h11 is the protocol; this file does its reading and writing, and says which requests are refused and how long each may take. A
+request of varstored's own form that has come whole does without (`varstored_http`).
 """
 
 import logging
