@@ -129,7 +129,7 @@ _LONG = b64encode(bytes(range(256)) * 4).decode()
 )
 @given(st.data())
 def test_a_long_text_is_base64_or_left_to_the_parser(text: str, data: st.DataObject) -> None:
-    for each in (text, text.replace("A", data.draw(st.characters()), 1)):
+    for each in (text, text.replace("A", data.draw(st.characters(blacklist_categories=["Cs"])), 1)):
         document = body(stock.request(stock.SET, stock.S, stock.V, each))
         found = read(document)
         assert found is None or found == parsed(document)
