@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import example, given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from fuzz.targets.http import client
 from varstore_companion.toolstack.http_unix import (
     ANSWER_SECONDS,
     MAX_FRAMING,
@@ -90,6 +93,19 @@ async def test_what_is_sent(path: Path) -> None:
     ]
 
 
+async def test_what_is_done_meanwhile_is_done_between_the_request_and_its_answer(path: Path) -> None:
+    done = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await request(stream)
+        await done.wait()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with listening(path, serve):
+        with trio.fail_after(5):
+            assert await post(path, b"<call/>", meanwhile=done.set) == HttpAnswer(200, b"ok")
+
+
 ANSWERS = {
     "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody", HttpAnswer(200, b"body")),
     "to the end": (b"HTTP/1.1 200 OK\r\n\r\nbody", HttpAnswer(200, b"body")),
@@ -115,6 +131,39 @@ async def test_answers(path: Path, name: str, *, in_bytes: bool) -> None:
 async def test_an_answer_is_taken_at_its_end_though_the_server_does_not_close(path: Path) -> None:
     async with listening(path, sending(ANSWERS["length"][0], then_hang=True)):
         assert (await post(path, b"call")).body == b"body"
+
+
+_HEADS = st.sampled_from(
+    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 \r\n", b"HTTP/1.1 200\r\n", b"http/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\r\n"]
+)
+_HEADERS = st.sampled_from(
+    [
+        *(b"Content-Length: %d\r\n" % length for length in (0, 4, 5, 700)),
+        *(b"%b: 4\r\n" % name for name in (b"content-length", b"Content-Length ", b"Content-Length:", b"X-Content-Length")),
+        *(b"Content-Length:%b\r\n" % value for value in (b"4", b"4 ", b"\t4", b" 4,4", b" +4", b" 04", b"", b"4\r\n 5")),
+        *(b"Transfer-Encoding: %b\r\n" % value for value in (b"chunked", b"identity", b"")),
+        *(
+            b"Connection: close\r\n",
+            b"Date: \r\n",
+            b": a\r\n",
+            b"Server: x\0y\r\n",
+            b"no header\r\n",
+            b" folded\r\n",
+            b"a_b: c\r\n",
+        ),
+        *(b"X: \xe4\r\n", b"X: a\tb\r\n", b"X: y\n", b"Upgrade: h2c\r\n"),
+    ]
+)
+
+
+@given(_HEADS, st.lists(_HEADERS, max_size=4), st.sampled_from([b"", b"body", b"body!", b"4\r\nbody\r\n0\r\n\r\n", bytes(700)]))
+@example(b"HTTP/1.1 200 OK\r\n", [b"Content-Length: 5\r\n", b"Content-Length: 4\r\n"], b"body")
+@example(b"HTTP/1.1 200 OK\r\n", [b"Transfer-Encoding: chunked\r\n", b"Content-Length: 4\r\n"], b"body")
+@example(b"HTTP/1.1 200 OK\r\n", [b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n"], b"body")
+def test_an_answer_is_the_same_whether_it_comes_whole_or_a_byte_at_a_time(
+    head: bytes, headers: list[bytes], body: bytes
+) -> None:
+    client(b"\2" + head + b"".join(headers) + b"\r\n" + body)
 
 
 LOST = {

@@ -1,5 +1,6 @@
 """NVRAM as xapi's clients speak it: base64 in, canonical base64 out, and everything else refused by xapi's names."""
 
+import string
 from base64 import b64encode
 
 import pytest
@@ -12,9 +13,11 @@ from support.vms import new_store, old_store
 from varstore_companion.errors import ToolstackRefusedError
 from varstore_companion.toolstack import nvram
 from varstore_companion.toolstack.nvram import EFI_VARIABLES, Nvram, check_entry, nvram_of, store_of
+from varstore_companion.toolstack.plain_xmlrpc import Base64, Plain
 
 STORE = old_store()
 TEXT = b64encode(STORE).decode()
+_ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 
 _KEYS = st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="\ufffe\uffff"), min_size=1, max_size=20)
 
@@ -83,3 +86,47 @@ def test_the_largest_entries_are_taken() -> None:
     assert nvram_of({**others, EFI_VARIABLES: b64encode(new_store()).decode()}) == Nvram(new_store(), others)
     with pytest.raises(ToolstackRefusedError, match="VALUE_NOT_SUPPORTED"):
         nvram_of({**others, "one more": ""})
+
+
+@given(st.binary(min_size=1, max_size=100))
+def test_a_store_is_sent_on_as_the_text_that_it_came_as(store: bytes) -> None:
+    text = b64encode(store)
+    came = nvram.bytes_of(text.decode())
+    assert nvram.sent_text_of(came) == Plain(text)
+    assert nvram.sent_text_of(came) == Plain(text)  # once more, encoded anew
+
+
+@given(st.binary(min_size=1, max_size=100), st.data())
+def test_a_text_that_is_not_canonical_is_not_sent_on(store: bytes, data: st.DataObject) -> None:
+    text = b64encode(store).decode()
+    digit = len(text.rstrip("=")) - 1
+    last = _ALPHABET.index(text[digit])
+    # Bits that no byte comes of: two of them before "=", four before "==".
+    spare = data.draw(st.integers(0, 4 ** (len(text) - 1 - digit) - 1))
+    other = text[:digit] + _ALPHABET[last | spare] + text[digit + 1 :]
+    blank = data.draw(st.integers(0, len(other)))
+    for each in (other, other[:blank] + "\n" + other[blank:], *([] if "=" in text else [text + "=", text + "===="])):
+        came = nvram.bytes_of(each)
+        assert came == store
+        assert nvram.sent_text_of(came) == Plain(text.encode())
+
+
+@given(st.binary(min_size=1, max_size=100))
+def test_one_that_is_decoded_already_is_taken_as_it_is(store: bytes) -> None:
+    text = b64encode(store)
+    given_ = Base64(text, bytes(bytearray(store)))
+    came = nvram.bytes_of(given_)
+    assert came is given_.data
+    assert nvram.sent_text_of(came).text is text
+
+
+def test_a_text_that_is_decoded_already_is_no_longer_than_any() -> None:
+    text = b"A" * (nvram.STORE_TEXT_LIMIT + 4)
+    with pytest.raises(ToolstackRefusedError, match="characters"):
+        nvram.bytes_of(Base64(text, bytes(len(text) // 4 * 3)))
+
+
+def test_of_two_stores_each_is_sent_as_its_own_text() -> None:
+    first, second = (nvram.bytes_of(b64encode(each).decode()) for each in (STORE, new_store()))
+    assert nvram.sent_text_of(first) == Plain(TEXT.encode())
+    assert nvram.sent_text_of(second) == Plain(b64encode(new_store()))

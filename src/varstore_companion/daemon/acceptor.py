@@ -44,7 +44,8 @@ class Served(Protocol):
 class Acceptor:
     """Accepts connections on one socket and runs a session for each, at most `most` at a time.
 
-    `busy`: what one connection too many is told before it is closed.
+    `busy`: what one connection too many is told before it is closed. `make` gives a connection's session, or bytes: the whole
+    answer to one that needs none.
     """
 
     __slots__ = (
@@ -73,7 +74,7 @@ class Acceptor:
         places: Places,
         host: Host,
         nursery: trio.Nursery,
-        make: Callable[[UnixStream], Served],
+        make: Callable[[UnixStream], Served | bytes],
     ) -> None:
         self.bound = bound
         self.scope = trio.CancelScope()
@@ -164,15 +165,31 @@ class Acceptor:
                     len(self._sessions),
                     self._host.stats.connections_refused,
                 )
-            _turn_away(stream, self._busy)
+            self._dismiss(stream, self._busy)
             return
-        session = self._make(stream)
+        try:
+            session = self._make(stream)
+        except Exception:
+            log.exception("%s a connection ended in a bug", self._who)
+            stream.close()
+            return
+        if isinstance(session, bytes):
+            self._dismiss(stream, session)
+            return
         self._sessions.add(session)
         self._places.left -= 1
         if self._stopped:
             # It had been accepted when the stop came.
             session.stop()
         self._nursery.start_soon(self._serve, session, name=f"connection of {self._who}")
+
+    def _dismiss(self, stream: UnixStream, last: bytes) -> None:
+        """Send and close, without waiting: a fresh socket has room for a few bytes, and if not, the close says enough."""
+        try:
+            os.write(stream.socket.fileno(), last)
+        except OSError:
+            log.debug("%s the peer went away", self._who)
+        stream.close()
 
     async def _serve(self, session: Served) -> None:
         try:
@@ -187,10 +204,3 @@ class Acceptor:
             self._sessions.discard(session)
             self._places.left += 1
             self._look_whether_empty()
-
-
-def _turn_away(stream: UnixStream, busy: bytes) -> None:
-    """Say so and close, without waiting: a fresh socket has room for a few bytes, and if not, the close says enough."""
-    with suppress(OSError):
-        os.write(stream.socket.fileno(), busy)
-    stream.close()

@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection on a Unix socket: POST of a bounded document, an answer of a known length, limits on all of it.
 
-h11 is the protocol; this file does its reading and writing, and says which requests are refused and how long each may take.
+h11 is the protocol; this file does its reading and writing, and says which requests are refused and how long each may take. A
+request of varstored's own form that has come whole does without (`varstored_http`).
 """
 
 import logging
@@ -13,6 +14,7 @@ import trio
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.limits import Share
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS, PeerWait
+from varstore_companion.daemon.varstored_http import find_document, only_answer
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError
 from varstore_companion.unix_stream import UnixStream
@@ -44,8 +46,6 @@ TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Le
 _TEXT = b"text/plain; charset=utf-8"
 _XML = b"text/xml"
 _CLOSE = (b"Connection", b"close")
-_ONLY_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-"""The head of a connection's one answer."""
 
 Handler = Callable[[bytes], Awaitable[bytes]]
 
@@ -111,25 +111,16 @@ class HttpSession:
 
     async def _one_request(self) -> bool:
         """Read, carry out and answer one request; False when the peer sends no more."""
-        self._wait.holds(len(self._http.trailing_data[0]))
-        begun = bool(self._http.trailing_data[0])
-        self._deadline = trio.current_time() + (REQUEST_SECONDS if begun else IDLE_SECONDS)
-        head = await self._next_event()
-        if not isinstance(head, h11.Request):
-            return False
-        self._admit(head)
-        if self._http.they_are_waiting_for_100_continue:
-            await self._send(h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[]))
-        document = bytearray()
-        while isinstance(event := await self._next_event(), h11.Data):
-            document += event.data
-        if not isinstance(event, h11.EndOfMessage):
+        document = self._plain_document() if self._single else None
+        if document is None:
+            document = await self._any_document()
+        if document is None:
             return False
         if self._stream.peer_has_left:
             # As with the framed protocol: what it gave up must not come after what it sends next (invariant 9).
             raise trio.BrokenResourceError("the peer left before its call was carried out")
         try:
-            answer = await self._answer(bytes(document))
+            answer = await self._answer(document)
         except MalformedError as error:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
         except Exception:
@@ -137,11 +128,42 @@ class HttpSession:
             raise _RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, "an error inside the daemon: see its log") from None
         if self._single:
             # A third of what h11 takes for the same bytes; nothing comes after them that it had to know of.
-            await self._send_pieces([_ONLY_HEAD % len(answer), answer])
+            await self._send_pieces([only_answer(answer)])
             return False
         await self._send_answer(HTTPStatus.OK, answer, _XML)
         self._answered = True
         return True
+
+    def _plain_document(self) -> bytes | None:
+        """The document of a request as varstored writes it that has come whole; None leaves what has come for h11."""
+        data = self._wait.receive_now(self._stream, CHUNK)
+        if data is None:
+            return None
+        place = find_document(data)
+        if place is not None and place[1] - place[0] <= self._limit:
+            begin, end = place
+            while len(data) < end and (more := self._wait.receive_now(self._stream, CHUNK)):
+                data += more
+            if len(data) >= end:
+                return data[begin:end]
+        self._stream.unread(data)
+        return None
+
+    async def _any_document(self) -> bytes | None:
+        """The document of the next request; None when the peer sends no more. Raises `_RefusedError`."""
+        self._wait.holds(len(self._http.trailing_data[0]))
+        begun = bool(self._http.trailing_data[0])
+        self._deadline = trio.current_time() + (REQUEST_SECONDS if begun else IDLE_SECONDS)
+        head = await self._next_event()
+        if not isinstance(head, h11.Request):
+            return None
+        self._admit(head)
+        if self._http.they_are_waiting_for_100_continue:
+            await self._send(h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[]))
+        document = bytearray()
+        while isinstance(event := await self._next_event(), h11.Data):
+            document += event.data
+        return bytes(document) if isinstance(event, h11.EndOfMessage) else None
 
     def _admit(self, head: h11.Request) -> None:
         """See that a document of a known length may come; h11 holds the peer to it. Raises `_RefusedError`."""

@@ -10,13 +10,14 @@ end it as a failure, so a store that cannot be had is a `Failure` (invariant 4).
 
 import logging
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED_TEXT
 from varstore_companion.daemon.boot_read import BootRead
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.http_server import HttpSession
 from varstore_companion.daemon.limits import Share
+from varstore_companion.daemon.varstored_http import find_document, only_answer
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.xapi_method import (
     LOGIN,
@@ -32,8 +33,9 @@ from varstore_companion.daemon.xapi_method import (
 from varstore_companion.daemon.xapi_values import Arguments
 from varstore_companion.efi.names import printable
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackError, ToolstackRefusedError
-from varstore_companion.toolstack import nvram
-from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Call, Value, parse_call
+from varstore_companion.toolstack import nvram, plain_xmlrpc
+from varstore_companion.toolstack.plain_xmlrpc import Base64
+from varstore_companion.toolstack.xmlrpc import MAX_DOCUMENT, Success, Value, build_response, parse_call
 from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire.fields import clip
 from varstore_companion.wire.limits import MAX_TEXT
@@ -45,6 +47,8 @@ REFERENCE = "DUMMYVM"
 """Placeholders, as a guard's: the socket is the identity, and what a peer sends back of them is not looked at."""
 
 GET_STATE = "VM.get_secureboot_certificates_state"
+AT_ONCE_BYTES = 1_024
+"""Of a request that may be answered at once: its reading must not hold up the sockets' other connections."""
 
 
 class Stock:
@@ -64,21 +68,25 @@ class Stock:
 
     async def answer(self, document: bytes) -> bytes:
         """Carry out a call and write its answer. Raises `MalformedError` for what is no call."""
-        call = parse_call(document)
+        plain: tuple[str, Sequence[Value | Base64]] | None = plain_xmlrpc.read_call(document)
+        if plain is None:
+            call = parse_call(document)
+            plain = call.method, call.parameters
+        method, parameters = plain
 
         def complain(error: ToolstackError) -> None:
-            self._complaints.add(f"{call.method} failed: {printable(str(error))}")
+            self._complaints.add(f"{method} failed: {printable(str(error))}")
 
-        return await answered(self._carry_out(call), f"{self._complaints.who} {call.method}", complain)
+        return await answered(self._carry_out(method, parameters), f"{self._complaints.who} {method}", complain)
 
-    async def _carry_out(self, call: Call) -> Value | bytes:
-        method = _METHODS.get(call.method)
+    async def _carry_out(self, name: str, parameters: Sequence[Value | Base64]) -> Value | bytes:
+        method = _METHODS.get(name)
         if method is None:
-            raise unknown_method(call.method)
+            raise unknown_method(name)
         # All but the login begin with the session.
-        values = call.parameters if call.method == LOGIN else call.parameters[1:]
-        if not method.takes(len(values)) or not call.parameters:
-            raise miscounted(call.method, expected=len(method.names) - method.optional, found=len(values))
+        values = parameters if name == LOGIN else parameters[1:]
+        if not method.takes(len(values)) or not parameters:
+            raise miscounted(name, expected=len(method.names) - method.optional, found=len(values))
         return await method.run(self, Arguments(method.names, values))
 
     # Sessions and references
@@ -115,7 +123,7 @@ class Stock:
     async def set_efi_variables(self, given: Arguments) -> Value:
         """Write the store. Upstream goes the verdict of `Vm.put`; a client's own word is for the log."""
         given.text()
-        store = nvram.bytes_of(given.text())
+        store = nvram.bytes_of(given.encoded())
         if given:
             log.debug("vm=%s its varstored says update=%s", self._vm.uuid, printable(clip(given.text(), MAX_TEXT)))
         self._boots.runs()
@@ -144,6 +152,27 @@ class Stock:
         await self._vm.secure_boot_failed(clip(detail, MAX_TEXT) or None)
         return None
 
+
+def answer_at_once(begun: bytes) -> bytes | None:
+    """The answer to a connection that begins so, when that is all of a login or logout as varstored writes it; else None.
+
+    Two of a write's three connections are these, which wait for nothing and change nothing: they need no task.
+    """
+    place = find_document(begun)
+    if place is None or place[1] > min(len(begun), AT_ONCE_BYTES):
+        return None
+    call = plain_xmlrpc.read_call(begun[place[0] : place[1]])
+    return None if call is None else _AT_ONCE.get((call[0], len(call[1])))
+
+
+_AT_ONCE = {
+    **dict.fromkeys(
+        ((LOGIN, len(LOGIN_PARAMETERS) - left_out) for left_out in range(LOGIN_OPTIONAL + 1)),
+        only_answer(build_response(Success(SESSION))),
+    ),
+    (LOGOUT, 1): only_answer(build_response(Success(None))),
+}
+"""By method and number of parameters."""
 
 _METHODS: Mapping[str, Method[Callable[[Stock, Arguments], Awaitable[Value]]]] = {
     LOGIN: Method(LOGIN_PARAMETERS, Stock.login, optional=LOGIN_OPTIONAL),

@@ -1,15 +1,19 @@
 """What a VM's own socket answers: an unmodified varstored's calls, and the framed protocol's requests, on that one VM."""
 
 import logging
+from contextlib import suppress
 
+import trio
+
+from varstore_companion.daemon.acceptor import Served
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.boot_read import BootRead, fitting
 from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.complaints import Complaints
-from varstore_companion.daemon.first_byte import FirstByte
-from varstore_companion.daemon.limits import Share
+from varstore_companion.daemon.first_byte import POST, FirstByte
+from varstore_companion.daemon.limits import FREE_BYTES, Share
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
-from varstore_companion.daemon.stock import Stock
+from varstore_companion.daemon.stock import Stock, answer_at_once
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.trust.state import Update
 from varstore_companion.unix_stream import UnixStream
@@ -55,8 +59,18 @@ class VmSocket:
         """Whether the next read of a peer that does not say why it reads is taken for the boot."""
         return self._boots.left
 
-    def session(self, stream: UnixStream) -> FirstByte:
-        """The session of one connection."""
+    def session(self, stream: UnixStream) -> Served | bytes:
+        """The session of one connection, or the whole answer to one that needs none."""
+        # What is wrong with the socket its session finds, too.
+        with suppress(trio.BrokenResourceError):
+            # Who connects speaks at once, and has spoken by the time that the connection is taken.
+            if data := stream.receive_now(FREE_BYTES):
+                answer = answer_at_once(data)
+                if answer is not None:
+                    return answer
+                stream.unread(data)
+                if data.startswith(POST):
+                    return self._stock.session(stream)
         return FirstByte(stream, framed=self._framed, post=self._stock.session)
 
     def _framed(self, stream: UnixStream, begun: float) -> Session:

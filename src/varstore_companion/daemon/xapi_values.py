@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 
 from varstore_companion.errors import ToolstackRefusedError
 from varstore_companion.toolstack.database import Message
+from varstore_companion.toolstack.plain_xmlrpc import Base64
 from varstore_companion.toolstack.records import Firmware, Vm, VmKind
 from varstore_companion.toolstack.xmlrpc import Value
 
@@ -53,7 +54,7 @@ class Arguments:
     All readers raise `ToolstackRefusedError`.
     """
 
-    def __init__(self, names: Sequence[str], values: Sequence[Value]) -> None:
+    def __init__(self, names: Sequence[str], values: Sequence[Value | Base64]) -> None:
         self._left = list(zip(names, values, strict=False))
         self.vms: dict[str, str] = {}
         """The references to VMs that were read, by uuid."""
@@ -65,6 +66,14 @@ class Arguments:
     def text(self) -> str:
         """A text."""
         return self._take(str)[1]
+
+    def encoded(self) -> str | Base64:
+        """A text, which may have been decoded already."""
+        value = self._left[0][1]
+        if not isinstance(value, Base64):
+            return self.text()
+        del self._left[0]
+        return value
 
     def flag(self) -> bool:
         """A boolean."""
@@ -117,6 +126,8 @@ class Arguments:
 
     def _take(self, kind: type[T]) -> tuple[str, T]:
         name, value = self._left.pop(0)
+        if isinstance(value, Base64):
+            value = value.text.decode("ascii")
         if not isinstance(value, kind):
             raise _wrong_type(name)
         return name, value

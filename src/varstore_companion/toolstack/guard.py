@@ -6,7 +6,7 @@ itself gives out. A read is two calls, a write is one.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from uuid import UUID
@@ -15,8 +15,9 @@ import trio
 
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
-from varstore_companion.toolstack.nvram import text_of
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
+from varstore_companion.toolstack.nvram import sent_text_of
+from varstore_companion.toolstack.plain_xmlrpc import Plain
+from varstore_companion.toolstack.remote import Digest, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import UnknownCallError
 from varstore_companion.trust.state import CertificatesState, Update
 
@@ -90,8 +91,9 @@ class GuardToolstack:
         await guard.enter()
         try:
             guard.seen.confirm(expected)
-            await guard.write(text_of(store), update)
-            return guard.seen.wrote(store)
+            digest = Digest(store)  # taken while the guard is at it
+            await guard.write(sent_text_of(store), update, digest)
+            return guard.seen.wrote(digest)
         finally:
             guard.lock.release()
 
@@ -147,18 +149,28 @@ class _Guard:
         state = await self._state()
         return VmRecord(store, state, self.seen.read(store))
 
-    async def write(self, text: str, update: Update) -> None:
+    async def write(self, text: Plain, update: Update, meanwhile: Callable[[], object]) -> None:
         self._missing.look(self._identity())
         if SET_VERSIONED not in self._missing:
             try:
-                await call(self.path, SET_VERSIONED, SESSION, VM, text, update.value, changes=True, may_be_missing=True)
+                await call(
+                    self.path,
+                    SET_VERSIONED,
+                    SESSION,
+                    VM,
+                    text,
+                    update.value,
+                    changes=True,
+                    may_be_missing=True,
+                    meanwhile=meanwhile,
+                )
             except UnknownCallError as error:
                 if error.is_guess and await self._state() is not None:
                     raise ToolstackUnclearError(f"{error}, from a guard that has the call") from None
                 self._missing.add(SET_VERSIONED)
             else:
                 return
-        await call(self.path, SET_PLAIN, SESSION, VM, text, changes=True)
+        await call(self.path, SET_PLAIN, SESSION, VM, text, changes=True, meanwhile=meanwhile)
 
     async def _state(self) -> CertificatesState | None:
         if GET_STATE in self._missing:

@@ -3,11 +3,13 @@
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from varstore_companion.efi.outline import FILE_LIMIT, admit
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackRefusedError, UnknownVersionError
+from varstore_companion.toolstack.plain_xmlrpc import Base64, Plain
 
 EFI_VARIABLES = "EFI-variables"
 """The key of the store, as in xapi."""
@@ -25,6 +27,8 @@ VALUE_LIMIT = 4_096
 """Characters of a value besides the store."""
 
 _BLANKS = b" \t\r\n"
+_came: deque[tuple[bytes, bytes]] = deque(maxlen=1)
+"""The store that was decoded last, and its text: a guest's write goes on at once, as the very text that it came as."""
 _SHOWN = 64
 # XML 1.0, Char: what an answer to an XML-RPC client cannot carry.
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -61,22 +65,31 @@ def store_of(text: str) -> bytes:
     return store
 
 
-def bytes_of(text: str) -> bytes:
+def bytes_of(text: str | Base64) -> bytes:
     """The bytes behind the text of `EFI-variables`, unread; blanks and line ends in it do not count.
 
     Raises `ToolstackRefusedError`: `INVALID_VALUE` for what is not base64 text, `VALUE_NOT_SUPPORTED` for too much of it.
     """
     where = f"{FIELD}:{EFI_VARIABLES}"
-    if len(text) > STORE_TEXT_LIMIT:
-        raise _not_supported(where, f"{len(text):,} characters", f"at most {STORE_TEXT_LIMIT:,}")
-    try:
-        digits = text.encode("ascii")
-        # Nearly always there are none, and to look for them is quicker than to take them out.
-        if any(blank in digits for blank in _BLANKS):
-            digits = digits.translate(None, delete=_BLANKS)
-        return a2b_base64(digits, strict_mode=True)
-    except (UnicodeEncodeError, Base64Error) as error:
-        raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
+    size = len(text.text if isinstance(text, Base64) else text)
+    if size > STORE_TEXT_LIMIT:
+        raise _not_supported(where, f"{size:,} characters", f"at most {STORE_TEXT_LIMIT:,}")
+    if isinstance(text, Base64):
+        digits, store = text.text, text.data
+    else:
+        try:
+            digits = text.encode("ascii")
+            # Nearly always there are none, and to look for them is quicker than to take them out.
+            if any(blank in digits for blank in _BLANKS):
+                digits = digits.translate(None, delete=_BLANKS)
+            store = a2b_base64(digits, strict_mode=True)
+        except (UnicodeEncodeError, Base64Error) as error:
+            raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
+    # Of strict base64 only the end can be written in more than one way (RFC 4648, 3.5), and Python takes too many "=", too.
+    end = len(store) - (len(store) % 3 or 3)
+    if len(digits) == (len(store) + 2) // 3 * 4 and digits.endswith(_digits(store[max(end, 0) :])):
+        _came.append((store, digits))
+    return store
 
 
 def check_store(store: bytes) -> None:
@@ -103,7 +116,20 @@ def refusal(store: bytes, error: MalformedError | OverLimitError) -> ToolstackRe
 
 def text_of(store: bytes) -> str:
     """The text of `EFI-variables` for a store: canonical base64."""
-    return b2a_base64(store, newline=False).decode("ascii")
+    return _digits(store).decode("ascii")
+
+
+def sent_text_of(store: bytes) -> Plain:
+    """The same for a call: encoded only when it is not the store, that very object, whose text `bytes_of` was last given."""
+    try:
+        came, digits = _came.pop()
+    except IndexError:
+        return Plain(_digits(store))
+    return Plain(digits if came is store else _digits(store))
+
+
+def _digits(store: bytes) -> bytes:
+    return b2a_base64(store, newline=False)
 
 
 def check_count(keys: int) -> None:

@@ -1,7 +1,7 @@
 """What the adapters that call a toolstack over a Unix socket share: one call with its failures sorted, and generations."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,7 @@ from varstore_companion.errors import (
 )
 from varstore_companion.toolstack import nvram
 from varstore_companion.toolstack.http_unix import ANSWER_SECONDS, NoAnswerError, NotSentError, post
+from varstore_companion.toolstack.plain_xmlrpc import Plain
 from varstore_companion.toolstack.xapi_errors import failure
 from varstore_companion.toolstack.xmlrpc import Failure, Fault, Success, Value, build_call, parse_response
 from varstore_companion.trust.state import CertificatesState
@@ -35,15 +36,24 @@ _PASSING_STATUS = frozenset(
 )
 
 
-async def call(path: Path, method: str, *parameters: Value, changes: bool = False, may_be_missing: bool = False) -> Value:
-    """Make one call and return its value. `changes`, `may_be_missing`: as for `xapi_errors.failure`.
+async def call(
+    path: Path,
+    method: str,
+    *parameters: Value | Plain,
+    changes: bool = False,
+    may_be_missing: bool = False,
+    meanwhile: Callable[[], object] | None = None,
+) -> Value:
+    """Make one call and return its value.
+
+    `changes`, `may_be_missing`: as for `xapi_errors.failure`; `meanwhile`: as for `post`.
 
     Raises `ToolstackUnavailableError`, `ToolstackRefusedError` and, only for a call that changes something,
     `ToolstackUnclearError`.
     """
     document = build_call(method, parameters)
     try:
-        answer = await post(path, document, seconds=CHANGE_SECONDS if changes else ANSWER_SECONDS)
+        answer = await post(path, document, seconds=CHANGE_SECONDS if changes else ANSWER_SECONDS, meanwhile=meanwhile)
         if answer.status != HTTPStatus.OK:
             raise _status_error(path, method, answer.status, changes=changes)
         response = parse_response(answer.body)
@@ -129,6 +139,22 @@ class MissingCalls:
         self._calls |= {name}
 
 
+class Digest:
+    """The digest of a store, taken when it is first asked for."""
+
+    __slots__ = ("_store", "_taken")
+
+    def __init__(self, store: bytes) -> None:
+        self._store = store
+        self._taken: bytes | None = None
+
+    def __call__(self) -> bytes:
+        """The digest."""
+        if self._taken is None:
+            self._taken = _digest(self._store)
+        return self._taken
+
+
 class Seen:
     """The generation of one VM's store where the toolstack keeps none: a number, and the digest of the store last seen.
 
@@ -150,9 +176,9 @@ class Seen:
         self._digest = digest
         return self.generation
 
-    def wrote(self, store: bytes) -> int:
-        """The generation after a write."""
-        self._digest = _digest(store)
+    def wrote(self, digest: Digest) -> int:
+        """The generation after a write of the store with this digest."""
+        self._digest = digest()
         self.generation = next(self._numbers)
         return self.generation
 

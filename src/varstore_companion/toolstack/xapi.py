@@ -12,8 +12,9 @@ import trio
 
 from varstore_companion.errors import ToolstackError, ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
-from varstore_companion.toolstack.nvram import text_of
-from varstore_companion.toolstack.remote import MissingCalls, Seen, call, state_in, store_in
+from varstore_companion.toolstack.nvram import sent_text_of
+from varstore_companion.toolstack.plain_xmlrpc import Plain
+from varstore_companion.toolstack.remote import Digest, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import SessionInvalidError, UnknownCallError
 from varstore_companion.toolstack.xmlrpc import Value
 from varstore_companion.trust.state import CertificatesState, Update
@@ -81,12 +82,12 @@ class XapiToolstack:
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
-        text = text_of(store)
+        text = sent_text_of(store)
         known = self._vm(vm)
         async with known.lock:
             known.seen.confirm(expected)
             await self._on(vm, known, lambda reference: self._set(reference, text, update))
-            return known.seen.wrote(store)
+            return known.seen.wrote(Digest(store))
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
@@ -159,7 +160,7 @@ class XapiToolstack:
         self._has_field = state is not None
         return state
 
-    async def _set(self, reference: str, text: str, update: Update) -> None:
+    async def _set(self, reference: str, text: Plain, update: Update) -> None:
         self._missing.look(self._logins)
         if SET not in self._missing:
             try:
@@ -174,7 +175,7 @@ class XapiToolstack:
 
     # The session
 
-    async def _call(self, method: str, *parameters: Value, changes: bool = False) -> Value:
+    async def _call(self, method: str, *parameters: Value | Plain, changes: bool = False) -> Value:
         """Make a call in the session, which is renewed once when it has ended."""
         session = await self._login(None)
         try:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from xml.parsers import expat
 
 from varstore_companion.errors import MalformedError
+from varstore_companion.toolstack.plain_xmlrpc import DONE, Plain, is_plain
 
 Value: TypeAlias = bool | int | float | str | datetime | list["Value"] | dict[str, "Value"] | None
 """What a call or an answer can hold. Times are in UTC. xapi sends its own integers as text, and so does `build_call`."""
@@ -50,7 +51,6 @@ _TIME = re.compile(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})T([0-9]{2}):([0-9]{2}):([
 
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_PLAIN = bytes(set(range(0x20, 0x7F)) - set(b"&<>"))
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -99,6 +99,8 @@ def parse_call(document: bytes) -> Call:
 
 def parse_response(document: bytes, *, limit: int = MAX_DOCUMENT) -> Response:
     """Read a methodResponse of at most `limit` bytes. Raises `MalformedError`, also when it lacks xapi's `Status`."""
+    if document == DONE:
+        return Success(None)
     reader = _read(document, "methodResponse", limit)
     (value,) = reader.result
     if reader.is_fault:
@@ -114,16 +116,18 @@ def parse_response(document: bytes, *, limit: int = MAX_DOCUMENT) -> Response:
     raise _answer_error("Status with Value or ErrorDescription")
 
 
-def build_call(method: str, parameters: Iterable[Value]) -> bytes:
+def build_call(method: str, parameters: Iterable[Value | Plain]) -> bytes:
     """Write a methodCall as xapi's own clients do: strings without a tag, integers as their digits."""
-    out = bytearray(_PROLOGUE)
-    out += b"<methodCall><methodName>" + _escaped(method) + b"</methodName><params>"
+    parts: list[bytes | bytearray] = [_PROLOGUE, b"<methodCall><methodName>", _escaped(method), b"</methodName><params>"]
     for parameter in parameters:
-        out += b"<param>"
-        _write(out, parameter)
-        out += b"</param>"
-    out += b"</params></methodCall>"
-    return bytes(out)
+        if isinstance(parameter, Plain):
+            parts += (b"<param><value>", parameter.text, b"</value></param>")
+        else:
+            out = bytearray()
+            _write(out, parameter)
+            parts += (b"<param>", out, b"</param>")
+    parts.append(b"</params></methodCall>")
+    return b"".join(parts)
 
 
 def build_response(response: Response) -> bytes:
@@ -429,7 +433,7 @@ def _write_member(out: bytearray, name: str, value: Value) -> None:
 
 
 def _escaped(text: str) -> bytes:
-    # Nearly always base64 or a name: to see that nothing is left of it is an eighth of `isprintable`, a tenth of a search.
-    if text.isascii() and not (data := text.encode()).translate(None, _PLAIN):
+    # Nearly always base64 or a name.
+    if text.isascii() and is_plain(data := text.encode()):
         return data
     return _NOT_IN_XML.sub(_UNKNOWN, text).translate(_ESCAPES).encode()

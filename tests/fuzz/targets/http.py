@@ -79,6 +79,10 @@ class Stream:
         # In pieces it has never come yet, so that both ways of reading are taken.
         return None if self._size < len(self._data) else self._take(limit)
 
+    def unread(self, data: bytes) -> None:
+        self._at -= len(data)
+        assert self._data.startswith(data, self._at)
+
     async def send_all(self, data: bytes, *, seconds: float = 1.0) -> bool:
         assert not self.is_closed
         assert seconds > 0

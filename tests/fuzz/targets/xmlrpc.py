@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from fuzz.contract import Target
+from support.stock import login, request
 from varstore_companion.errors import MalformedError, ToolstackError
+from varstore_companion.toolstack.plain_xmlrpc import Base64, read_call
 from varstore_companion.toolstack.xapi_errors import failure
 from varstore_companion.toolstack.xmlrpc import (
     Call,
@@ -41,12 +43,17 @@ def _refused(error: MalformedError, document: bytes) -> None:
 
 
 def call(document: bytes) -> None:
-    """What was read is what is read again from what is written of it."""
+    """What was read is what is read again from what is written of it; what is read without a parser is what that reads."""
+    plain = read_call(document)
     try:
         found = parse_call(document)
     except MalformedError as error:
+        assert plain is None
         _refused(error, document)
         return
+    if plain is not None:
+        texts = tuple(each.text.decode() if isinstance(each, Base64) else each for each in plain[1])
+        assert Call(plain[0], texts) == found
     again = parse_call(build_call(found.method, found.parameters))
     assert again == Call(found.method, tuple(map(_digits, found.parameters)))
 
@@ -102,6 +109,8 @@ TYPED = (
 
 def _calls() -> Iterator[bytes]:
     yield build_call("session.login_with_password", ["root", "", "1.0", "fuzz"])
+    for own in (login(), request("VM.set_NVRAM_EFI_variables", "s", "v", "VkFSUw==" * 140)):
+        yield own.partition(b"\r\n\r\n")[2]
     for value in VALUES:
         yield build_call("VM.get_NVRAM", ["session", value])
     for typed in TYPED:
