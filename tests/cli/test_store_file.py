@@ -58,6 +58,8 @@ def test_blanks_do_not_matter(text: bytes) -> None:
         (b"QUI=QUJD", 3),
         (b"QU=I", 2),
         (b"====", 0),
+        (b"QUJD=", 4),
+        (b"QUJD====", 4),
         (TEXT.replace(b"+", b"-").replace(b"/", b"_") + b"_", None),
         (b'"' + TEXT + b'"', 0),
         ("\N{FULLWIDTH LATIN CAPITAL LETTER V}ARS".encode(), 0),

@@ -54,11 +54,18 @@ def decode(data: bytes) -> StoreFile:
         return StoreFile(data, base64=False, newline=False, data=data)
     text = data.translate(None, delete=_BLANKS)
     try:
+        # Not by the daemon's decoder, which is quicker, but not to import.
         blob = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
-        expected = f"base64 text, or a raw store, which begins with {MAGIC.decode()} ({error})"
-        raise MalformedError("store", offset=_broken_at(data), expected=expected) from None
+        raise _not_a_store(data, str(error)) from None
+    if len(text) != (len(blob) + 2) // 3 * 4:
+        raise _not_a_store(data, "Excess padding")
     return StoreFile(blob, base64=True, newline=data.endswith(b"\n"), data=data)
+
+
+def _not_a_store(data: bytes, why: str) -> MalformedError:
+    expected = f"base64 text, or a raw store, which begins with {MAGIC.decode()} ({why})"
+    return MalformedError("store", offset=_broken_at(data), expected=expected)
 
 
 def _broken_at(data: bytes) -> int:

@@ -9,7 +9,6 @@ end it as a failure, so a store that cannot be had is a `Failure` (invariant 4).
 """
 
 import logging
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED_TEXT
@@ -118,7 +117,7 @@ class Stock:
             store = await self._boots.read()
         except OverLimitError as error:
             raise ToolstackRefusedError("INTERNAL_ERROR", str(error)) from None
-        return {} if store is None else {nvram.EFI_VARIABLES: b64encode(store).decode()}
+        return {} if store is None else {nvram.EFI_VARIABLES: nvram.text_of(store)}
 
     async def set_efi_variables(self, given: Arguments) -> Value:
         """Write the store. Upstream goes the verdict of `Vm.put`; a client's own word is for the log."""

@@ -15,7 +15,7 @@ import trio
 
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
-from varstore_companion.toolstack.nvram import sent_text_of
+from varstore_companion.toolstack.nvram import plain_text_of
 from varstore_companion.toolstack.plain_xmlrpc import Plain
 from varstore_companion.toolstack.remote import Digest, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import UnknownCallError
@@ -92,7 +92,7 @@ class GuardToolstack:
         try:
             guard.seen.confirm(expected)
             digest = Digest(store)  # taken while the guard is at it
-            await guard.write(sent_text_of(store), update, digest)
+            await guard.write(plain_text_of(store), update, digest)
             return guard.seen.wrote(digest)
         finally:
             guard.lock.release()

@@ -2,10 +2,10 @@
 
 import re
 from binascii import Error as Base64Error
-from binascii import a2b_base64, b2a_base64
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from pybase64 import b64decode, b64encode
 
 from varstore_companion.efi.outline import FILE_LIMIT, admit
 from varstore_companion.errors import MalformedError, OverLimitError, ToolstackRefusedError, UnknownVersionError
@@ -27,8 +27,6 @@ VALUE_LIMIT = 4_096
 """Characters of a value besides the store."""
 
 _BLANKS = b" \t\r\n"
-_came: deque[tuple[bytes, bytes]] = deque(maxlen=1)
-"""The store that was decoded last, and its text: a guest's write goes on at once, as the very text that it came as."""
 _SHOWN = 64
 # XML 1.0, Char: what an answer to an XML-RPC client cannot carry.
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -75,21 +73,15 @@ def bytes_of(text: str | Base64) -> bytes:
     if size > STORE_TEXT_LIMIT:
         raise _not_supported(where, f"{size:,} characters", f"at most {STORE_TEXT_LIMIT:,}")
     if isinstance(text, Base64):
-        digits, store = text.text, text.data
-    else:
-        try:
-            digits = text.encode("ascii")
-            # Nearly always there are none, and to look for them is quicker than to take them out.
-            if any(blank in digits for blank in _BLANKS):
-                digits = digits.translate(None, delete=_BLANKS)
-            store = a2b_base64(digits, strict_mode=True)
-        except (UnicodeEncodeError, Base64Error) as error:
-            raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
-    # Of strict base64 only the end can be written in more than one way (RFC 4648, 3.5), and Python takes too many "=", too.
-    end = len(store) - (len(store) % 3 or 3)
-    if len(digits) == (len(store) + 2) // 3 * 4 and digits.endswith(_digits(store[max(end, 0) :])):
-        _came.append((store, digits))
-    return store
+        return text.data
+    try:
+        digits = text.encode("ascii")
+        # Nearly always there are none, and to look for them is quicker than to take them out.
+        if any(blank in digits for blank in _BLANKS):
+            digits = digits.translate(None, delete=_BLANKS)
+        return b64decode(digits, validate=True)
+    except (UnicodeEncodeError, Base64Error) as error:
+        raise _invalid(where, text[:_SHOWN], f"not base64 text: {error}") from None
 
 
 def check_store(store: bytes) -> None:
@@ -116,20 +108,12 @@ def refusal(store: bytes, error: MalformedError | OverLimitError) -> ToolstackRe
 
 def text_of(store: bytes) -> str:
     """The text of `EFI-variables` for a store: canonical base64."""
-    return _digits(store).decode("ascii")
+    return b64encode(store).decode("ascii")
 
 
-def sent_text_of(store: bytes) -> Plain:
-    """The same for a call: encoded only when it is not the store, that very object, whose text `bytes_of` was last given."""
-    try:
-        came, digits = _came.pop()
-    except IndexError:
-        return Plain(_digits(store))
-    return Plain(digits if came is store else _digits(store))
-
-
-def _digits(store: bytes) -> bytes:
-    return b2a_base64(store, newline=False)
+def plain_text_of(store: bytes) -> Plain:
+    """The same for a call."""
+    return Plain(b64encode(store))
 
 
 def check_count(keys: int) -> None:

@@ -6,8 +6,9 @@ it say to any parser what they say here; all others are left to `xmlrpc`, whose 
 
 import re
 from binascii import Error as Base64Error
-from binascii import a2b_base64
 from dataclasses import dataclass
+
+from pybase64 import b64decode
 
 _CHARACTERS = bytes(set(range(0x20, 0x7F)) - set(b"&<>"))
 _CALL = re.compile(
@@ -63,7 +64,7 @@ def read_call(document: bytes) -> tuple[str, tuple[str | Base64, ...]] | None:
     for text in texts:
         if len(text) >= LONG:
             try:
-                parameters.append(Base64(text, a2b_base64(text, strict_mode=True)))
+                parameters.append(Base64(text, b64decode(text, validate=True)))
             except Base64Error:
                 return None
         elif is_plain(text):

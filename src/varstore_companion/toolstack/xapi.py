@@ -12,7 +12,7 @@ import trio
 
 from varstore_companion.errors import ToolstackError, ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
-from varstore_companion.toolstack.nvram import sent_text_of
+from varstore_companion.toolstack.nvram import plain_text_of
 from varstore_companion.toolstack.plain_xmlrpc import Plain
 from varstore_companion.toolstack.remote import Digest, MissingCalls, Seen, call, state_in, store_in
 from varstore_companion.toolstack.xapi_errors import SessionInvalidError, UnknownCallError
@@ -82,7 +82,7 @@ class XapiToolstack:
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
-        text = sent_text_of(store)
+        text = plain_text_of(store)
         known = self._vm(vm)
         async with known.lock:
             known.seen.confirm(expected)

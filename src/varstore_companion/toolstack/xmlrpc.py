@@ -412,7 +412,9 @@ def _write(out: bytearray, value: Value) -> None:
         case float():
             out += b"<double>" + repr(value).removesuffix(".0").encode() + b"</double>"
         case datetime():
-            out += f"<dateTime.iso8601>{value.astimezone(UTC):%Y%m%dT%H:%M:%SZ}</dateTime.iso8601>".encode()
+            at = value.astimezone(UTC)
+            # The system's %Y has no zeros before a year below 1000.
+            out += f"<dateTime.iso8601>{at.year:04}{at:%m%dT%H:%M:%SZ}</dateTime.iso8601>".encode()
         case dict():
             out += b"<struct>"
             for name, member in value.items():

@@ -24,7 +24,7 @@ def base64(data: bytes) -> None:
     except ToolstackRefusedError as error:
         _refused(error)
     else:
-        assert nvram.sent_text_of(store).text.decode() == nvram.text_of(store)
+        assert nvram.plain_text_of(store).text.decode() == nvram.text_of(store)
         assert nvram.bytes_of(nvram.text_of(store)) == store
     try:
         file = store_file.decode(data)
