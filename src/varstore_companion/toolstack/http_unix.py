@@ -39,10 +39,11 @@ class NoAnswerError(CompanionError):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """`status`: HTTP's, from 200; `body`: what came with it, whole."""
+    """`status`: HTTP's, from 200; `body`: what came with it, whole; `location`: where a redirect leads, as it was sent."""
 
     status: int
     body: bytes
+    location: bytes | None = None
 
 
 async def post(path: Path, document: bytes, *, seconds: float = ANSWER_SECONDS, limit: int = MAX_DOCUMENT) -> HttpAnswer:
@@ -124,18 +125,19 @@ class _Exchange:
         await self._stream.send_all(b"".join(data))
 
     async def _receive(self) -> HttpAnswer:
-        status = 0
+        status, location = 0, None
         body = bytearray()
         while not isinstance(event := await self._next_event(), h11.EndOfMessage):
             if isinstance(event, h11.Response):
                 status = event.status_code
+                location = next((value for name, value in event.headers if name == b"location"), None)
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > self._limit:
                     raise NoAnswerError(f"{self._path}: an answer of more than {self._limit:,} bytes")
             elif not isinstance(event, h11.InformationalResponse):
                 raise NoAnswerError(f"{self._path}: the connection was closed without an answer")
-        return HttpAnswer(status, bytes(body))
+        return HttpAnswer(status, bytes(body), location)
 
     async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
