@@ -75,11 +75,11 @@ def test_what_could_not(settings: Settings, tmp_path: Path, key: str, path: str,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="what root may write to is told to root only")
 def test_what_could_not_be_written_to(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that is mounted read-only."""
+    """tests/system/test_broken_disk.py has a file system that is mounted read-only."""
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ConfigurationError, match=r"^state_dir: .*: cannot be written to$"):
+    with pytest.raises(ConfigurationError, match=r"^state_dir: .*: Permission denied$"):
         foresee.confirm(settings, by_key)
-    with pytest.raises(ConfigurationError, match=r"^control: .*: cannot be written to$"):
+    with pytest.raises(ConfigurationError, match=r"^control: .*: Permission denied$"):
         foresee.confirm(settings, by_key, {"control"})
     settings.control.parent.mkdir()
     foresee.confirm(settings, by_key, {"control"})

@@ -4,6 +4,7 @@ What cannot be told beforehand is left to the start: whether somebody listens at
 and, for any other user than root, what root may do.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Container, Mapping
@@ -86,7 +87,8 @@ def _nearest(path: Path) -> Path:
 
 def _confirm_writable(folder: Path) -> None:
     if _is_root() and not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{folder}: cannot be written to")
+        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise ConfigurationError(f"{folder}: {os.strerror(errno.EROFS if is_read_only else errno.EACCES)}")
 
 
 def _look(path: Path) -> os.stat_result | None:
