@@ -1,7 +1,9 @@
 """README says what is so."""
 
 import dataclasses
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,23 @@ def test_every_command_that_is_shown_exists() -> None:
     shown = set(re.findall(r"^    [$#] varstore-companion ([a-z]+)", README, re.MULTILINE))
     assert shown
     assert shown <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_taking_it_out_stops_at_the_first_refusal(tmp_path: Path, *, refuses: bool) -> None:
+    """A guard's socket that stayed with a daemon which is stopped next would answer nobody."""
+    recipe = README[README.index("### Take it out again") :]
+    (loop,) = re.findall(r"^    # (varstore-companion list --json .*?done)$", recipe, re.MULTILINE | re.DOTALL)
+    programs = {
+        "varstore-companion": f'echo "$*" >>"$LOG"; [ "$1" = list ] || {"false" if refuses else "true"}',
+        "jq": 'cat >/dev/null; printf "/run/a b\\n/run/c\\n"',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+    done = subprocess.run(["sh", "-c", loop], env=environment, timeout=30, check=False)
+    said = log.read_text().splitlines()
+    assert said == ["list --json", "detach --socket /run/a b", *([] if refuses else ["detach --socket /run/c"])]
+    assert (done.returncode != 0) is refuses

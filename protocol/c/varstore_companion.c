@@ -25,6 +25,7 @@
 #define MUST_UNDERSTAND 0x8000u
 #define FIRST_PAUSE_MS 100
 #define LONGEST_PAUSE_MS 2000
+#define LAST_TRY_MS 100 /* what the last try has: one at the deadline could send a store and hear nothing of it */
 
 enum type { HELLO = 0x0001, PING = 0x0002, GET_STORE = 0x0010, PUT_STORE = 0x0011, SB_FAILURE = 0x0012, ERROR = 0xFFFF };
 
@@ -205,9 +206,18 @@ static int wait_for(int fd, short events, int64_t deadline)
             return 0;
         if (ready < 0 && errno != EINTR)
             return errno;
-        if (ready == 0 && deadline <= now_ms())
+        if (deadline <= now_ms())
             return ETIMEDOUT;
     }
+}
+
+/* Sleep until then, however many signals come. */
+static void sleep_until(int64_t moment)
+{
+    const struct timespec then = {.tv_sec = (time_t)(moment / 1000), .tv_nsec = (long)(moment % 1000) * 1000000};
+
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &then, NULL) == EINTR)
+        ;
 }
 
 /* ---- Frames ("Frames") -------------------------------------------------------------------------------------------------- */
@@ -517,8 +527,9 @@ static enum vsc_result greet(struct vsc_client *client, int64_t deadline)
 static enum vsc_result call(struct vsc_client *client, struct request *request, uint32_t timeout_ms,
                             struct value values[MAX_KNOWN_FIELDS])
 {
-    const int64_t deadline = now_ms() + timeout_ms;
+    const int64_t deadline = now_ms() + timeout_ms, last_try = deadline - LAST_TRY_MS;
     int64_t pause = client->fd < 0 ? FIRST_PAUSE_MS : 0; /* an idle connection that turns out to be dead costs none */
+    int64_t now;
     enum vsc_result result;
 
     if (client->buffer == NULL)
@@ -534,9 +545,11 @@ static enum vsc_result call(struct vsc_client *client, struct request *request, 
             result = exchange(client, request, deadline, values);
         if (client->fd >= 0 && pause == 0)
             pause = FIRST_PAUSE_MS;
-        if (result != VSC_UNAVAILABLE || now_ms() + pause >= deadline)
+        now = now_ms();
+        if (result != VSC_UNAVAILABLE || now >= (pause == 0 ? deadline : last_try))
             break;
-        (void)poll(NULL, 0, (int)pause);
+        if (pause != 0)
+            sleep_until(now + pause < last_try ? now + pause : last_try);
         pause = pause == 0 ? FIRST_PAUSE_MS : pause < LONGEST_PAUSE_MS / 2 ? pause * 2 : LONGEST_PAUSE_MS;
     }
     if (result == VSC_OK)
@@ -570,6 +583,9 @@ enum vsc_result vsc_init(struct vsc_client *client, const char *path, const uint
 
 void vsc_close(struct vsc_client *client)
 {
+    /* One that vsc_init never saw may be all zero, and 0 is a descriptor of somebody else's. */
+    if (client->buffer == NULL)
+        return;
     if (client->fd >= 0)
         (void)close(client->fd);
     client->fd = -1;

@@ -115,7 +115,8 @@ enum vsc_result vsc_init(struct vsc_client *client, const char *path, const uint
 
 /* The calls. Each connects and greets when that is needed, also after the daemon was restarted, and does not take longer than
  * `timeout_ms`: up to then it tries again what the specification lets it try again ("Errors", "After a lost connection"),
- * with pauses from 100 ms to 2 s. Each returns one of enum vsc_result and fills `error`.
+ * with pauses from 100 ms to 2 s that no signal cuts short, the last time 100 ms before the end, so that there is time for the
+ * answer. Each returns one of enum vsc_result and fills `error`.
  *
  * A call that is out of time leaves its connection open, and the next call waits for that answer first: a store that is still
  * on its way must not overtake a newer one. */
@@ -139,7 +140,8 @@ enum vsc_result vsc_sb_failure(struct vsc_client *client, const char *detail, ui
 /* Ask whether the server gets round to answering. `data`: at most VSC_MAX_PING bytes that come back, or NULL. */
 enum vsc_result vsc_ping(struct vsc_client *client, const void *data, size_t size, uint32_t timeout_ms);
 
-/* End the connection. A request without an answer is lost then. The client can be used again. */
+/* End the connection. A request without an answer is lost then. The client can be used again. Nothing happens to one that is
+ * all zero. */
 void vsc_close(struct vsc_client *client);
 
 /* What SetVariable returns to the guest after vsc_put_store() returned `result` (UEFI 2.10, appendix D; 64 bits): EFI_SUCCESS,

@@ -43,6 +43,12 @@ class Table:
         shown = "" if found is None else f", found {str(found)[:80]!r}"
         return ConfigurationError(f"{self._source}: {self._where(key)}: expected {expected}{shown}{self._line(key)}")
 
+    def refusal(self, key: str, why: str) -> ConfigurationError:
+        """The error for a key that is well-formed and cannot be used all the same; `why` may have lines of its own."""
+        number = line_of(self._text, key) if key in self._values else None
+        line = "" if number is None else f", line {number}"
+        return ConfigurationError(f"{self._source}{line}: {self._where(key)}: {why}")
+
     def finish(self) -> None:
         """Refuse the keys that nobody asked for."""
         for key in self._left:
@@ -65,11 +71,11 @@ class Table:
             raise self.error(key, "an absolute path", value)
         return value
 
-    def integer(self, key: str, most: int | None = None) -> int:
-        """A whole number from 0, to `most` if that is given."""
+    def integer(self, key: str, most: int | None = None, *, least: int = 0) -> int:
+        """A whole number from `least`, to `most` if that is given."""
         value = self._take(key, int, "a whole number")
-        if isinstance(value, bool) or value < 0 or (most is not None and value > most):
-            raise self.error(key, "a whole number from 0" + ("" if most is None else f" to {most:,}"), value)
+        if isinstance(value, bool) or value < least or (most is not None and value > most):
+            raise self.error(key, f"a whole number from {least}" + ("" if most is None else f" to {most:,}"), value)
         return value
 
     def texts(self, key: str) -> list[str]:

@@ -128,6 +128,19 @@ static void descriptor(const char *path)
     (void)close(listener);
 }
 
+/* A client that vsc_init never saw: 0 is not its descriptor. */
+static void unknown(void)
+{
+    static struct vsc_client zero;
+
+    CHECK(fcntl(0, F_GETFD) >= 0);
+    vsc_close(&zero);
+    CHECK(fcntl(0, F_GETFD) >= 0);
+    CHECK(vsc_connect(&zero, 100) == VSC_INVALID);
+    vsc_close(&zero);
+    CHECK(fcntl(0, F_GETFD) >= 0);
+}
+
 int main(int count, char **values)
 {
     if (count != 2)
@@ -137,5 +150,6 @@ int main(int count, char **values)
     arguments(values[1]);
     statuses();
     descriptor(values[1]);
+    unknown();
     return failures == 0 ? 0 : 1;
 }

@@ -81,7 +81,23 @@ def test_a_program_of_its_own(tmp_path: Path) -> None:
     program = c_code.build(
         "api", [Path(__file__).with_name("api.c"), c_code.LIBRARY], f"-I{c_code.FOLDER}", *c_code.sanitizers()
     )
-    done = subprocess.run([program, str(tmp_path / "no-server")], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [program, str(tmp_path / "no-server")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_when_it_tries_again(tmp_path: Path) -> None:
+    """Up to 100 ms before the end, and as late as it says, also in a program that signals interrupt all the time."""
+    sources = [Path(__file__).with_name("pauses.c"), c_code.LIBRARY]
+    options = (f"-I{c_code.FOLDER}", "-Wl,--wrap=connect", *c_code.sanitizers())
+    program = c_code.build("pauses", sources, *options)
+    done = subprocess.run([program, str(tmp_path / "socket")], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

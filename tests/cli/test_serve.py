@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from support.commands import Run, daemon, process
+from support.commands import Done, Run, daemon, process
 from support.own_rules import Rules
 from varstore_companion.daemon import main as daemon_main
 from varstore_companion.daemon.config import Settings, Source
@@ -25,25 +25,33 @@ def test_it_ends_when_told(number: signal.Signals, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--control", "{0}/file/c.sock"], "{0}/file: File exists"),
-        (["--control", "{0}"], "{0}: exists and is not a socket"),
-        (["--control", "relative.sock"], "relative.sock: expected an absolute path of at most 107 bytes"),
+        (["--control", "{0}/file/c.sock"], "--control: {0}/file: exists and is not a folder"),
+        (["--control", "{0}"], "--control: {0}: exists and is not a socket"),
+        (["--control", "relative.sock"], "--control: relative.sock: expected an absolute path of at most 107 bytes"),
         (["--control", "{0}/{1}"], "expected an absolute path of at most 107 bytes"),
-        (["--state-dir", "{0}/file"], "{0}/file: File exists"),
-        (["--state-dir", "{0}/file/state"], "{0}/file/state: Not a directory"),
-        (["--manifest", "{0}/missing.toml"], "{0}/missing.toml: No such file or directory"),
-        (["--certificates", "{0}/missing"], "{0}/missing: expected a folder with certificates"),
+        (["--state-dir", "{0}/file"], "--state-dir: {0}/file: exists and is not a folder"),
+        (["--state-dir", "{0}/file/state"], "--state-dir: {0}/file: exists and is not a folder"),
+        (["--state-dir", "/dev/null/x"], "--state-dir: /dev/null: exists and is not a folder"),
+        (["--manifest", "{0}/missing.toml"], "--manifest: {0}/missing.toml: No such file or directory"),
+        (["--certificates", "{0}/missing"], "--certificates: {0}/missing: expected a folder with certificates"),
         (["--toolstack", "xen"], "invalid choice: 'xen' (choose from"),
-        (["--toolstack", "guard", "--xapi-socket", "{0}/x"], "xapi_socket: only the embedded toolstack"),
+        (["--toolstack", "guard", "--xapi-socket", "{0}/x"], "--xapi-socket: only the embedded toolstack"),
+        (["--xapi-socket", "{0}/none/x"], "--xapi-socket: {0}/none: there is no such folder"),
+        (["--toolstack", "xapi", "--xapi", "{0}/file"], "--xapi: {0}/file: exists and is not a socket"),
+        (["--toolstack", "xapi", "--xapi", "{0}/file/x"], "--xapi: {0}/file: exists and is not a folder"),
         (["--config", "{0}/missing.toml"], "{0}/missing.toml: No such file or directory"),
         (["--config", "{0}"], "{0}: Is a directory"),
         (["--config", "{0}/file"], "{0}/file: cntrol: unknown key"),
+        (["--config", "{0}/places"], "{0}/places, line 3: xapi_socket: /dev/null: exists and is not a folder"),
+        (["--config", "{0}/rules"], "{0}/rules, line 1: manifest: /nowhere: No such file or directory"),
         (["--config", "/dev/zero"], "/dev/zero: file at offset 65536: expected at most 65,536 bytes"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_keeps_it_from_starting(options: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text('cntrol = "/x"\n')
+    (tmp_path / "places").write_text('# one\n\nxapi_socket = "/dev/null/x"\n')
+    (tmp_path / "rules").write_text('manifest = "/nowhere"\n')
     filled = [option.format(tmp_path, "x" * 120) for option in options]
     for name in ("control", "state-dir"):
         if f"--{name}" not in filled:
@@ -153,3 +161,30 @@ def test_nothing_is_taken_over_where_there_are_no_guards(run: Run, tmp_path: Pat
     with daemon(tmp_path) as running:
         attach = ("attach", "--vm", uuid4(), "--interpose", tmp_path / "guard.sock", "--control", running.control)
         run(*attach).fails("INVALID_ARGUMENT", "the embedded toolstack has no socket for each VM")
+
+
+def test_an_upstream_that_is_served_here_is_refused(run: Run, tmp_path: Path) -> None:
+    """Each request would come back to the daemon that sent it."""
+    path, other, vms = tmp_path / "vm.sock", tmp_path / "other.sock", tmp_path / "vms"
+    vms.symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to(path)
+    with daemon(tmp_path, "--toolstack", "guard") as running:
+        control = ("--control", running.control)
+
+        def attach(socket: Path, upstream: Path) -> Done:
+            return run("attach", "--vm", uuid4(), "--socket", socket, "--upstream", upstream, *control)
+
+        spellings = [path, tmp_path / "." / ".." / tmp_path.name / "vm.sock", vms / "vm.sock", tmp_path / "dangling"]
+        for upstream in [*spellings, running.control]:
+            attach(path, upstream).fails("INVALID_ARGUMENT", f"{path}: upstream: ", "is served by this daemon itself")
+        # Left by a crash: dead, and about to be replaced.
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+        attach(path, vms / "vm.sock").fails("INVALID_ARGUMENT", "is served by this daemon itself")
+        path.unlink()
+        assert attach(path, tmp_path / "guard.sock").code == 0
+        for upstream in spellings:
+            attach(other, upstream).fails("INVALID_ARGUMENT", f"{other}: upstream: ", "is served by this daemon itself")
+        assert not other.exists()
+        (tmp_path / "circle").symlink_to("circle")
+        assert attach(other, tmp_path / "circle").code == 0

@@ -54,6 +54,7 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         ("headroom = '1'", "headroom: expected a whole number"),
         ("headroom = true", "headroom: expected a whole number"),
         ("headroom = 57345", "headroom: expected a whole number from 0 to 57,344, found '57345' (at line 1)"),
+        ("\nupdates_at_once = 0", "updates_at_once: expected a whole number from 1 to 100,000, found '0' (at line 2)"),
         ("# one\n\nheadroom = 57345", "(at line 3)"),
         ("manifest = 'm.toml'", "manifest: expected an absolute path, found 'm.toml' (at line 1)"),
         ('state_dir = "/a\\u0000b"', "state_dir: expected an absolute path"),
@@ -102,8 +103,30 @@ def test_every_key_has_a_reader_and_no_reader_has_no_key() -> None:
 def test_settings_that_do_not_go_together(settings: Settings, said: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         config.confirmed(settings)
-    with pytest.raises(ConfigurationError, match=re.escape(said)):
+    as_options = said.replace("xapi_socket", "--xapi-socket").replace("control: x", "--control: x")
+    with pytest.raises(ConfigurationError, match=re.escape(as_options)):
         Source.fixed(settings).read()
+
+
+def test_an_error_says_where_a_key_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    source = Source(path, {"state_dir": Path("/given")})
+    path.write_text("# one\nmanifest = '/m'\n")
+    assert str(source.error("manifest", "why")) == f"{path}, line 2: manifest: why"
+    assert str(source.error("state_dir", "why")) == "--state-dir: why"
+    assert str(source.error("control", "why")) == "control, by default: why"
+    # Somebody is at work on the file; that must not take the reason away.
+    path.unlink()
+    assert str(source.error("manifest", "why")) == f"{path}: manifest: why"
+    assert str(Source().error("manifest", "why")) == "manifest, by default: why"
+    assert str(Source(path, may_be_absent=True).error("manifest", "why")) == "manifest, by default: why"
+
+
+def test_keys_that_do_not_go_together_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('toolstack = "guard"\nxapi_socket = "/run/x"\n')
+    with pytest.raises(ConfigurationError, match=rf"^{re.escape(str(path))}, line 2: xapi_socket: only the embedded"):
+        Source(path).read()
 
 
 def test_the_usual_file_is_read_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

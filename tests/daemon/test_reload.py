@@ -18,7 +18,7 @@ from support.own_rules import Rules as OwnRules
 from support.peer import greeted
 from support.storemaker import scene
 from varstore_companion.daemon import rules
-from varstore_companion.daemon.config import Settings, Source
+from varstore_companion.daemon.config import Blame, Settings, Source
 from varstore_companion.daemon.reload import READ_SECONDS, SHOWN, Reloader
 from varstore_companion.trust.check import State
 from varstore_companion.trust.state import CertificatesState
@@ -245,12 +245,12 @@ async def test_two_at_once_come_one_after_the_other(files: Files, monkeypatch: p
     inside = most = 0
     load = rules.load
 
-    def counted(settings: Settings) -> rules.Rules:
+    def counted(settings: Settings, blame: Blame) -> rules.Rules:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         try:
-            return load(settings)
+            return load(settings, blame)
         finally:
             inside -= 1
 
@@ -307,3 +307,15 @@ async def test_without_a_settings_file_the_defaults_are_read_again(place: Place)
     assert place.host.rules.headroom == 3
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     assert (await machine.boot()).store == updated(scene("ms2011").blob)
+
+
+async def test_a_place_that_the_next_start_could_not_use_is_refused(files: Files) -> None:
+    files.write(state_dir='"/dev/null/x"')
+    done = await files.reloader.reload()
+    assert done.error == f"{files.path}, line 4: state_dir: /dev/null: exists and is not a folder"
+    files.write(state_dir=f'"{files.path.parent / "other"}"')
+    done = await files.reloader.reload()
+    assert (done.error, done.needs_restart) == (None, ("state_dir",))
+    files.write(manifest='"/nowhere"')
+    done = await files.reloader.reload()
+    assert done.error == f"{files.path}, line 1: manifest: /nowhere: No such file or directory"

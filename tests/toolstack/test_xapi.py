@@ -151,6 +151,25 @@ async def test_a_slave_names_the_master(scene: Scene, call: str, method: str) ->
     assert refused.value.code == "HOST_IS_SLAVE"
 
 
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("status", [b"301 Moved Permanently", b"302 Found", b"307 Temporary", b"308 Permanent"])
+async def test_a_redirect_names_the_master(scene: Scene, call: str, status: bytes) -> None:
+    await scene.read()
+    where = b"https://operator:secret@192.0.2.7:8443/jsonrpc?session_id=OpaqueRef:1"
+    scene.server.next(http(b"", status + b"\r\nLocation: " + where))
+    with pytest.raises(REFUSED, match=r"not its pool's master: .* has to go to 192\.0\.2\.7:8443 .*\"guard\"") as refused:
+        await CALLS[call](scene)
+    assert refused.value.code == f"HTTP_{status[:3].decode()}"
+    assert not any(each in str(refused.value) for each in ("operator", "secret", "OpaqueRef", "jsonrpc"))
+
+
+async def test_a_location_that_is_no_redirect_says_nothing(scene: Scene) -> None:
+    await scene.read()
+    scene.server.next(http(b"", b"404 Not Found\r\nLocation: https://192.0.2.7/"))
+    with pytest.raises(REFUSED, match=r"HTTP status 404$"):
+        await scene.read()
+
+
 async def test_an_xapi_from_before_the_field(scene: Scene, mock_clock: MockClock) -> None:
     scene.xapi.is_new = False
     assert (await scene.read()).state is None

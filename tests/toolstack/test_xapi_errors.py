@@ -11,7 +11,14 @@ from varstore_companion.errors import (
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
-from varstore_companion.toolstack.xapi_errors import NOT_KNOWN, NOT_NOW, SessionInvalidError, UnknownCallError, failure
+from varstore_companion.toolstack.xapi_errors import (
+    NOT_KNOWN,
+    NOT_NOW,
+    SessionInvalidError,
+    UnknownCallError,
+    failure,
+    host_in,
+)
 from varstore_companion.toolstack.xmlrpc import Failure, Success, build_response, parse_response
 
 UNAVAILABLE, REFUSED, UNCLEAR = ToolstackUnavailableError, ToolstackRefusedError, ToolstackUnclearError
@@ -62,6 +69,33 @@ def test_each_failure_has_its_class(
         assert not isinstance(error, UnknownCallError)
     assert "VM.x" in str(error)
     assert len(str(error)) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("location", "host"),
+    [
+        (b"https://192.0.2.7/", "192.0.2.7"),
+        (b"http://master.example:80", "master.example:80"),
+        (b"HTTPS://[2001:db8::7]:443?x", "[2001:db8::7]:443"),
+        (b"https://user:password@192.0.2.7/", "192.0.2.7"),
+        # What a person wrote unescaped must not show a part of it.
+        (b"https://user:pass/word@192.0.2.7/", None),
+        (b"https://token?@192.0.2.7/", None),
+        (b"https://a@b@192.0.2.7/", None),
+        (b"/elsewhere", None),
+        (b"//192.0.2.7/", None),
+        (b"ftp://192.0.2.7/", None),
+        (b"https:///", None),
+        (b"", None),
+        (b"https://" + b"x" * 254, None),
+        (b"https://m\xc3\xa4ster/", None),
+        (b"https://a\x1b[2Jb/", None),
+        (b"https://192.0.2.7:123456/", None),
+        (b"https://" + b"@" * 16_000, None),
+    ],
+)
+def test_where_a_redirect_leads(location: bytes, host: str | None) -> None:
+    assert host_in(location) == host
 
 
 def test_the_texts_name_what_a_person_needs() -> None:

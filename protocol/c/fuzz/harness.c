@@ -33,6 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
 #define poll(entries, count, timeout) play_poll(entries, count, timeout)
 #define close(fd) play_close(fd)
 #define clock_gettime(clock, now) play_clock(now)
+#define clock_nanosleep(clock, flags, until, left) play_sleep(until)
 
 static int play_socket(void);
 static int play_connect(int fd);
@@ -41,6 +42,7 @@ static ssize_t play_recv(int fd, void *buffer, size_t size);
 static int play_poll(struct pollfd *entries, nfds_t count, int timeout);
 static int play_close(int fd);
 static int play_clock(struct timespec *now);
+static int play_sleep(const struct timespec *until);
 
 #include "../varstore_companion.c"
 
@@ -51,6 +53,7 @@ static int play_clock(struct timespec *now);
 #undef poll
 #undef close
 #undef clock_gettime
+#undef clock_nanosleep
 
 #define FAIL(what) fail(what, __LINE__)
 #define FD 1000
@@ -261,11 +264,11 @@ static int play_poll(struct pollfd *entries, nfds_t count, int timeout)
         errno = EINTR;
         return -1;
     }
-    if (count == 0 || (entries->events == POLLIN && is_quiet) || ((play.manner & SLOW) != 0 && roll() % 64 == 0)) {
+    if ((entries->events == POLLIN && is_quiet) || ((play.manner & SLOW) != 0 && roll() % 64 == 0)) {
         play.now_ms += timeout;
         return 0;
     }
-    if (entries->fd != FD || !play.is_open)
+    if (count != 1 || entries->fd != FD || !play.is_open)
         FAIL("a descriptor that is not open");
     entries->revents = entries->events;
     return 1;
@@ -285,6 +288,19 @@ static int play_clock(struct timespec *now)
 {
     now->tv_sec = (time_t)(play.now_ms / 1000);
     now->tv_nsec = (long)(play.now_ms % 1000) * 1000000;
+    return 0;
+}
+
+static int play_sleep(const struct timespec *until)
+{
+    const int64_t until_ms = (int64_t)until->tv_sec * 1000 + until->tv_nsec / 1000000;
+
+    step();
+    if (until_ms <= play.now_ms || until_ms - play.now_ms > LONGEST_PAUSE_MS)
+        FAIL("a pause that is none, or without end");
+    if (is_interrupted())
+        return EINTR;
+    play.now_ms = until_ms;
     return 0;
 }
 

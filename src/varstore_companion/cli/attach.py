@@ -13,14 +13,14 @@ from varstore_companion.wire.limits import MAX_MODE
 
 EXAMPLES = """\
   varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /var/run/xen/varstored-root-7/vm.sock --gid 65543
-  varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /run/vm.sock --resume
-  varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /run/vm.sock --upstream /run/guard.sock
+  varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /run/xen/vm.sock --resume
+  varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --socket /run/xen/vm.sock --upstream /run/xen/guard.sock
   varstore-companion attach --vm 11111111-2222-3333-4444-555555555555 --interpose /var/run/xen/varstored-root-7/vm.sock --resume
 
 Whoever can open the socket is taken for the VM. Repeating an attach is harmless; attached sockets come back when the daemon
 is restarted. --interpose takes the place of a socket that xapi-guard serves, with its owner, group and mode, and puts the
 guard's beside it; detach puts it back. Give --resume for a VM that runs already: otherwise the next read of any tool is taken
-for its boot."""
+for its boot. As a service of systemd the daemon may make sockets below /run/xen; README.md says how elsewhere."""
 
 
 def main(arguments: list[str]) -> ExitCode:

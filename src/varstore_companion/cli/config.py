@@ -5,7 +5,7 @@ from pathlib import Path
 from varstore_companion.cli import output
 from varstore_companion.cli.arguments import add_json, parser
 from varstore_companion.cli.exit_code import ExitCode
-from varstore_companion.daemon import rules
+from varstore_companion.daemon import foresee, rules
 from varstore_companion.daemon.config import Source
 from varstore_companion.errors import ConfigurationError
 from varstore_companion.paths import CONFIG
@@ -14,8 +14,9 @@ EXAMPLES = """\
   varstore-companion config check
   varstore-companion config check config.toml.new --json
 
-The manifest and the certificates that the settings name are read, too; nothing is opened or changed. The exit code is 0 when
-the daemon could use all of it, and 2 otherwise. Warnings are about updates that will be refused."""
+The manifest and the certificates that the settings name are read, too, and the other places looked at; nothing is made or
+changed. The exit code is 0 when the daemon could use all of it, as far as that can be told, and 2 otherwise. Ask as root: for
+anybody else it cannot be told what root may write to. Warnings are about updates that will be refused."""
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -28,7 +29,9 @@ def main(arguments: list[str]) -> ExitCode:
     source = Source.of(options.file, {})
     path = None if source.may_be_absent else source.path
     try:
-        found = rules.load(source.read())
+        settings = source.read()
+        foresee.confirm(settings, source.error)
+        found = rules.load(settings, source.error)
     except ConfigurationError as error:
         if not options.json:
             raise

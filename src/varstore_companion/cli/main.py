@@ -30,7 +30,7 @@ COMMANDS = {
     "history": "show what was done to a VM's store",
     "stats": "show what the daemon has counted and timed, also for Prometheus",
     "log": "change what the running daemon logs",
-    "reload": "have the daemon read manifest, certificates and headroom again",
+    "reload": "have the daemon read settings, manifest and certificates again",
     "updates": "pause or resume updates at boot on this host, or show what is in force",
     "config": "see whether the daemon could use its settings (config check)",
     "vm": "look at and change the VMs of the embedded toolstack",

@@ -14,13 +14,14 @@ EXAMPLES = """\
   varstore-companion reload
   varstore-companion reload --json
 
-SIGHUP does the same. Either everything that was read comes into force, or nothing: the exit code is then 1, and the daemon goes
-on with what it had."""
+SIGHUP does the same. Of the settings, headroom, limits and where the files are count at once; those that need a restart are
+named. Either everything that was read comes into force, or nothing: the exit code is then 1, and the daemon goes on with what
+it had."""
 
 
 def main(arguments: list[str]) -> ExitCode:
     """Run the command."""
-    parse = parser("reload", "Have the daemon read manifest, certificates and headroom again.", EXAMPLES)
+    parse = parser("reload", "Have the daemon read settings, manifest and certificates again.", EXAMPLES)
     add_control(parse)
     add_json(parse)
     options = parse.parse_args(arguments)

@@ -19,9 +19,10 @@ EXAMPLES = """\
   varstore-companion serve --toolstack guard
   varstore-companion serve --xapi-socket /run/varstore-companion/xapi
 
-It runs until SIGTERM or SIGINT; SIGHUP reloads manifest, certificates and headroom, as the command reload does. Log lines go to
-standard error. On the socket for xapi's clients the embedded toolstack answers as xapi does; the package XenAPI spells / in a
-socket's path as _, so it reaches none that has a _ in its own."""
+It runs until SIGTERM or SIGINT. SIGHUP reads settings, manifest and certificates again, as the command reload does, and puts
+manifest, certificates, headroom and limits in force. Log lines go to standard error. On the socket for xapi's clients the
+embedded toolstack answers as xapi does; the package XenAPI spells / in a socket's path as _, so it reaches none that has a _ in
+its own."""
 
 
 def main(arguments: list[str]) -> ExitCode:

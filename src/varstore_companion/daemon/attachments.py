@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ class Attachment:
             "upstream": None if self.upstream is None else os.fspath(self.upstream),
             "interpose": self.interpose,
         }
+
+    def leads_to_itself(self, ours: Collection[tuple[int, int]]) -> bool:
+        """Whether `upstream` is `path`, however it is spelled, or one of `ours`: devices and inodes of what is served here."""
+        if self.upstream is None:
+            return False
+        with suppress(OSError):
+            found = self.upstream.stat()
+            if (found.st_dev, found.st_ino) in ours:
+                return True
+        # `path` may not be there yet. Path.resolve() raises for links in a circle.
+        upstream = Path(os.path.realpath(self.upstream))
+        with suppress(OSError):
+            return upstream.name == self.path.name and upstream.parent.samefile(self.path.parent)
+        return False
 
 
 def interposed(vm: UUID, path: Path, *, resume: bool) -> Attachment:

@@ -25,6 +25,14 @@ LARGEST_LIMIT = 100_000
 RELOADABLE = frozenset({"certificates", "auth_dir", "manifest", "headroom", *LIMITS})
 """The keys that a reload puts in force. The others say where things are that are open while the daemon runs."""
 
+Blame = Callable[[str, str], ConfigurationError]
+"""The error for a key and the reason why its value cannot be used."""
+
+
+def by_key(key: str, why: str) -> ConfigurationError:
+    """The error where nobody knows in which file or option the key was given."""
+    return ConfigurationError(f"{key}: {why}")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -85,32 +93,50 @@ class Source:
         """The settings as they are now. Raises `ConfigurationError`."""
         absent = self.path is None or (self.may_be_absent and _is_absent(self.path))
         settings = Settings() if absent or self.path is None else load(self.path)
-        return confirmed(replace(settings, **self.given))
+        return confirmed(replace(settings, **self.given), self.error)
+
+    def error(self, key: str, why: str) -> ConfigurationError:
+        """The error for a key whose value cannot be used: says by which option or on which line it was given, if it was."""
+        if key in self.given:
+            return ConfigurationError(f"--{key.replace('_', '-')}: {why}")
+        if self.path is not None and not (self.may_be_absent and _is_absent(self.path)):
+            try:
+                table = _table(self.path)
+            except ConfigurationError:  # gone since it was read
+                return ConfigurationError(f"{self.path}: {key}: {why}")
+            if key in table:
+                return table.refusal(key, why)
+        return ConfigurationError(f"{key}, by default: {why}")
 
 
 def load(path: Path) -> Settings:
     """Read the settings from a file. Raises `ConfigurationError`, which names file, key, line and what is allowed."""
-    try:
-        table = strict_toml.load(read_file(path, FILE_LIMIT).decode(), os.fspath(path))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, MalformedError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+    table = _table(path)
     given: dict[str, Any] = {key: read(table, key) for key, read in _READERS.items() if key in table}
     table.finish()
     return replace(Settings(), **given)
 
 
-def confirmed(settings: Settings) -> Settings:
-    """The settings, if they go together. Raises `ConfigurationError`, which names the key."""
+def confirmed(settings: Settings, blame: Blame = by_key) -> Settings:
+    """The settings, if they go together. Raises what `blame` makes, a `ConfigurationError` that names the key."""
     if settings.xapi_socket is not None and settings.toolstack != "embedded":
-        raise ConfigurationError(f"xapi_socket: only the embedded toolstack answers xapi's clients, not {settings.toolstack}")
+        raise blame("xapi_socket", f"only the embedded toolstack answers xapi's clients, not {settings.toolstack}")
     if settings.xapi_socket == settings.control:
-        raise ConfigurationError(f"xapi_socket: {settings.control} is the control socket")
+        raise blame("xapi_socket", f"{settings.control} is the control socket")
     for key, path in (("control", settings.control), ("xapi_socket", settings.xapi_socket)):
         if path is not None and (not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT):
-            raise ConfigurationError(f"{key}: {path}: expected an absolute path of at most {PATH_LIMIT} bytes")
+            raise blame(key, f"{path}: expected an absolute path of at most {PATH_LIMIT} bytes")
     return settings
+
+
+def _table(path: Path) -> Table:
+    """The file's keys. Raises `ConfigurationError`."""
+    try:
+        return strict_toml.load(read_file(path, FILE_LIMIT).decode(), os.fspath(path))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, MalformedError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
 
 
 def changed(before: Settings, after: Settings) -> tuple[str, ...]:
@@ -150,6 +176,10 @@ def _limit(table: Table, key: str) -> int:
     return table.integer(key, LARGEST_LIMIT)
 
 
+def _limit_from_1(table: Table, key: str) -> int:
+    return table.integer(key, LARGEST_LIMIT, least=1)
+
+
 _READERS: Mapping[str, Callable[[Table, str], object]] = {
     "control": _path,
     "state_dir": _path,
@@ -162,4 +192,5 @@ _READERS: Mapping[str, Callable[[Table, str], object]] = {
     "late_seconds": _late_seconds,
     "xapi_socket": _path,
     **dict.fromkeys(LIMITS, _limit),
+    "updates_at_once": _limit_from_1,
 }

@@ -16,7 +16,7 @@ FREE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits that an operator can set; each name is its key among the settings. 0: none, except for `updates_at_once`.
+    """The limits that an operator can set; each name is its key among the settings. 0: none; `updates_at_once` is 1 or more.
 
     `write_burst`, `writes_per_second`: of one VM's stores, as varstored's own (its guest may write 100 at once, and 2 a second
     then), for a varstored that does not keep to it. `boots_at_once`, `calls_at_once`: of all VMs, which bound memory;

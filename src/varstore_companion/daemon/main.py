@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from varstore_companion import __version__
-from varstore_companion.daemon import http_server, journals, listen, metrics, process, rules, toolstacks
+from varstore_companion.daemon import foresee, http_server, journals, listen, metrics, process, rules, toolstacks
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.config import Settings, Source
@@ -302,8 +302,10 @@ async def opened(settings: Settings, source: Source | None = None, kept: Kept | 
     Raises `ConfigurationError`.
     """
     kept = kept or Kept()
+    source = source or Source.fixed(settings)
+    foresee.confirm(settings, source.error)
     with process.locked(settings.state_dir):
-        found = rules.load(settings)
+        found = rules.load(settings, source.error)
         for warning in found.warnings():
             log.warning("%s", warning)
         async with toolstacks.opened(settings, found.manifest) as chosen:
@@ -317,7 +319,7 @@ async def opened(settings: Settings, source: Source | None = None, kept: Kept | 
             host = Host(
                 toolstack, found, backups, history, journal, staging, time, chosen.upstreams, ledger=ledger, stats=stats
             )
-            reloader = Reloader(host, source or Source.fixed(settings), settings)
+            reloader = Reloader(host, source, settings)
             if chosen.derive is not None:
                 reloader.followers.append(chosen.derive.follow)
             process.make_folder(settings.control.parent, mode=0o755)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
-from varstore_companion.daemon import config, rules
+from varstore_companion.daemon import config, foresee, rules
 from varstore_companion.daemon.config import RELOADABLE, Settings, Source
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.rules import Rules
@@ -98,7 +98,8 @@ class Reloader:
     async def _read(self) -> tuple[Settings, Rules]:
         def read() -> tuple[Settings, Rules]:
             settings = self._source.read()
-            return settings, rules.load(settings)
+            foresee.confirm(settings, self._source.error, config.changed(self._started, settings))
+            return settings, rules.load(settings, self._source.error)
 
         with trio.move_on_after(READ_SECONDS):
             return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._thread)

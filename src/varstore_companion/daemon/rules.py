@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from varstore_companion.daemon.config import Settings
+from varstore_companion.daemon.config import Blame, Settings, by_key
 from varstore_companion.daemon.limits import Limits
+from varstore_companion.errors import ConfigurationError
 from varstore_companion.files import load_manifest
 from varstore_companion.sources import Loaded, load_bodies
 from varstore_companion.trust.certificates import Bodies
@@ -60,8 +61,14 @@ class Rules:
         return {certificate.name: self.loaded.origins.get(certificate.sha256) for certificate in self.required}
 
 
-def load(settings: Settings) -> Rules:
-    """Read the files that the settings name. Raises `ConfigurationError`."""
-    manifest = load_manifest(settings.manifest)
-    loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
+def load(settings: Settings, blame: Blame = by_key) -> Rules:
+    """Read the files that the settings name. Raises what `blame` makes, a `ConfigurationError`."""
+    try:
+        manifest = load_manifest(settings.manifest)
+    except ConfigurationError as error:
+        raise (error if settings.manifest is None else blame("manifest", str(error))) from None
+    try:
+        loaded = load_bodies(manifest, auth_folder=settings.auth_dir, folder=settings.certificates)
+    except ConfigurationError as error:
+        raise blame("certificates", str(error)) from None
     return Rules(manifest, loaded, settings.headroom, settings.limits)

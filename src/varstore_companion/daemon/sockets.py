@@ -352,6 +352,10 @@ class Sockets:
             raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack has no socket for each VM")
         if self._host.upstreams is not None and attachment.upstream is None:
             raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack needs the VM's own socket there")
+        # Beside one that is interposed may be ours, until its guard comes.
+        if not attachment.interpose and attachment.leads_to_itself(self._identities()):
+            text = f"{attachment.upstream} is served by this daemon itself: the guard's own socket is needed there"
+            raise ConfigurationError(f"{attachment.path}: upstream: {text}")
 
     async def _save(self, kept: Iterable[Attachment]) -> None:
         self._is_saved = False

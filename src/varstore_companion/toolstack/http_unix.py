@@ -55,10 +55,11 @@ class NoAnswerError(CompanionError):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """`status`: HTTP's, from 200; `body`: what came with it, whole."""
+    """`status`: HTTP's, from 200; `body`: what came with it, whole; `location`: where a redirect leads, as it was sent."""
 
     status: int
     body: bytes
+    location: bytes | None = None
 
 
 async def post(
@@ -149,18 +150,19 @@ class _Exchange:
         http.send(h11.Request(method=b"POST", target=b"/", headers=[(b"Host", b"localhost")]))
         http.send(h11.EndOfMessage())
         http.receive_data(begun)
-        status = 0
+        status, location = 0, None
         body = bytearray()
         while not isinstance(event := await self._next_event(http), h11.EndOfMessage):
             if isinstance(event, h11.Response):
                 status = event.status_code
+                location = next((value for name, value in event.headers if name == b"location"), None)
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > self._limit:
                     raise NoAnswerError(f"{self._path}: an answer of more than {self._limit:,} bytes")
             elif not isinstance(event, h11.InformationalResponse):
                 raise NoAnswerError(f"{self._path}: the connection was closed without an answer")
-        return HttpAnswer(status, bytes(body))
+        return HttpAnswer(status, bytes(body), location)
 
     async def _next_event(self, http: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:

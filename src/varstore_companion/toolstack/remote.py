@@ -18,9 +18,9 @@ from varstore_companion.errors import (
     ToolstackUnclearError,
 )
 from varstore_companion.toolstack import nvram
-from varstore_companion.toolstack.http_unix import ANSWER_SECONDS, NoAnswerError, NotSentError, post
+from varstore_companion.toolstack.http_unix import ANSWER_SECONDS, HttpAnswer, NoAnswerError, NotSentError, post
 from varstore_companion.toolstack.plain_xmlrpc import Plain
-from varstore_companion.toolstack.xapi_errors import failure
+from varstore_companion.toolstack.xapi_errors import failure, host_in, not_the_master
 from varstore_companion.toolstack.xmlrpc import Failure, Fault, Success, Value, build_call, parse_response
 from varstore_companion.trust.state import CertificatesState
 
@@ -34,6 +34,10 @@ ASK_AGAIN_SECONDS = 3_600.0
 _PASSING_STATUS = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 )
+_REDIRECTS = frozenset(
+    {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND, HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.PERMANENT_REDIRECT}
+)
+"""Of xapi on a host that is not its pool's master: they lead to it. Never followed: the master has other sockets."""
 
 
 async def call(
@@ -55,7 +59,7 @@ async def call(
     try:
         answer = await post(path, document, seconds=CHANGE_SECONDS if changes else ANSWER_SECONDS, meanwhile=meanwhile)
         if answer.status != HTTPStatus.OK:
-            raise _status_error(path, method, answer.status, changes=changes)
+            raise _status_error(path, method, answer, changes=changes)
         response = parse_response(answer.body)
     except NotSentError as error:
         raise ToolstackUnavailableError(f"{method}: {error}") from None
@@ -75,8 +79,12 @@ def lost(text: str, *, changes: bool) -> ToolstackError:
     return ToolstackUnclearError(text) if changes else ToolstackUnavailableError(text)
 
 
-def _status_error(path: Path, method: str, status: int, *, changes: bool) -> ToolstackError:
+def _status_error(path: Path, method: str, answer: HttpAnswer, *, changes: bool) -> ToolstackError:
+    status = answer.status
     text = f"{method}: {path}: HTTP status {status}"
+    master = host_in(answer.location or b"") if status in _REDIRECTS else None
+    if master is not None:
+        text = f"{text}: {not_the_master(method, master)}"
     if status in _PASSING_STATUS:
         return ToolstackUnavailableError(text)
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -39,8 +39,8 @@ class XapiToolstack:
     Generations of stores are counted here as in `GuardToolstack`, with the same limits; calls that change one VM, and
     reads of it, are made one at a time.
 
-    On a host that is not its pool's master xapi refuses with `HOST_IS_SLAVE`; the text names the master. It is never followed:
-    another host's xapi is not to be had over this socket.
+    On a host that is not its pool's master xapi refuses with `HOST_IS_SLAVE`, or with a redirect; the text names the master. It
+    is never followed: another host's xapi is not to be had over this socket.
     """
 
     def __init__(self, path: Path, numbers: Iterator[int] | None = None, *, late_seconds: float = LATE_SECONDS) -> None:

@@ -60,6 +60,11 @@ NOT_KNOWN = frozenset(
 SEARCHED = 4_096
 """Characters of a guard's text that are looked through for xapi's error."""
 
+_LOCATION = re.compile(
+    rb"https?://(?:[^/?#@]*@)?((?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?)(?:[/?#][^@]*)?", re.IGNORECASE
+)
+"""A redirect's address. With an @ after its host, what seems to be the host may be part of a user's name or password."""
+
 _CODE = re.compile(r'Server_error\( ?"?([A-Z][A-Z0-9_]{0,63})"? ?, ?\[([^\]]{0,1024})\]')
 _NOT_CONNECTED = re.compile(r"(?:ECONNREFUSED|ENOENT)[^A-Za-z]{1,8}connect\b")
 
@@ -99,8 +104,7 @@ def failure(method: str, description: Sequence[str], *, changes: bool, may_be_mi
             return ToolstackUnavailableError(f"{code}: {text}")
     if code == "HOST_IS_SLAVE":
         master = printable(parameters[0])[:SHOWN] if parameters else "an address that it does not give"
-        text = f"this host is not its pool's master: {method} has to go to {master}"
-        return ToolstackRefusedError(code, text, parameters)
+        return ToolstackRefusedError(code, not_the_master(method, master), parameters)
     if code == "SESSION_INVALID":
         return SessionInvalidError(f"{code}: {text}")
     if code in ("UUID_INVALID", "HANDLE_INVALID"):
@@ -111,6 +115,18 @@ def failure(method: str, description: Sequence[str], *, changes: bool, may_be_mi
     if code in NOT_KNOWN:
         return ToolstackUnclearError(f"{code}: {text}")
     return ToolstackRefusedError(printable(without_data(code))[:SHOWN], text, parameters)
+
+
+def not_the_master(method: str, master: str) -> str:
+    """What an operator is told where xapi sends a call elsewhere. `master`: an address to show."""
+    text = f"this host is not its pool's master: {method} has to go to {master}"
+    return f'{text} (toolstack "xapi" is for the master only, "guard" for every host)'
+
+
+def host_in(location: bytes) -> str | None:
+    """The host, with its port, that a redirect names, to be shown; None where it names none. No user, password or path."""
+    match = _LOCATION.fullmatch(location)
+    return match[1].decode("ascii") if match else None
 
 
 def _unwrapped(description: Sequence[str]) -> tuple[str, tuple[str, ...]]:
