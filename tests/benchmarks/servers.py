@@ -123,10 +123,11 @@ async def noise(folder: Path, number: int) -> None:
 
 
 async def guarded(folder: Path) -> None:
-    """The daemon on guards, with nothing attached. It logs as `daemon` does."""
+    """The daemon on guards, with nothing attached. It logs as `daemon` does, and has its ledger."""
     logging.basicConfig(filename=os.devnull, level=logging.INFO, format="%(levelname)s %(message)s")
     toolstack = GuardToolstack()
     host = host_in(folder, toolstack, _rules(), time, upstreams=toolstack)
+    host.ledger = opened_ledger(folder / "ledger")
     control = listen.bind(folder / "control", mode=0o600)
     async with trio.open_nursery() as nursery:
         await nursery.start(Daemon(host, Reloader(host, Source(), Settings()), folder / "attached.json", control).run)

@@ -207,7 +207,7 @@ class ColdBoot:
         backup: str | None = None
         try:
             if planned.changes:
-                backup = await self._back_up(store, planned, deadline)
+                backup = await self._back_up(store, planned, rules, deadline)
             generation = await self._upstream.store(planned.store, Update.YES, record.generation, deadline, may_leave=True)
         except ToolstackConflictError:
             raise
@@ -251,9 +251,9 @@ class ColdBoot:
         self._remember(BootOutcome.FAILED, reason)
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
-    async def _back_up(self, store: bytes, planned: Plan, deadline: float) -> str:
+    async def _back_up(self, store: bytes, planned: Plan, rules: Rules, deadline: float) -> str:
         with trio.move_on_at(deadline - READ_BACK_SECONDS):
-            return await back_up(self._host, self._uuid, store, planned, Why.UPDATE)
+            return await back_up(self._host, self._uuid, store, planned, rules, why=Why.UPDATE)
         raise _UpdateFailedError("the backup of the old store did not reach the disk in time")
 
     def _failed(self, record: VmRecord, store: bytes, reason: str, rules: Rules | None = None) -> Boot:

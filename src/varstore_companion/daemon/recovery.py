@@ -121,9 +121,9 @@ class Recovery:
             raise RequestRefusedError(ErrorCode.INVALID_ARGUMENT, str(error)) from None
 
     async def _back_up(self, uuid: UUID, store: bytes, spare: str) -> str:
-        planned = self._host.rules.plan(store)
+        rules = self._host.rules
         try:
-            return await back_up(self._host, uuid, store, planned, Why.RESTORE, spare=spare)
+            return await back_up(self._host, uuid, store, rules.plan(store), rules, why=Why.RESTORE, spare=spare)
         except OSError as error:
             text = f"what VM {uuid} has now cannot be backed up, and stays: {error}"
             raise RequestRefusedError(ErrorCode.INTERNAL, text) from None
