@@ -32,6 +32,7 @@ NAMES = {
     "certificates_missing": "gauge",
     "rules_loaded_time_seconds": "gauge",
     "updates_paused": "gauge",
+    "alerts_waiting": "gauge",
     "bytes_in_flight": "gauge",
     "last_reload_failed": "gauge",
     "vms": "gauge",

@@ -8,9 +8,10 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon import alerts
+from varstore_companion.daemon.alerting import ALERT_SECONDS
 from varstore_companion.daemon.backlog import Backlog, Mode
 from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
-from varstore_companion.daemon.host import ALERT_SECONDS, Host
+from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.limits import Credits, InFlight
 from varstore_companion.daemon.upstream import Upstream, admitted
 from varstore_companion.daemon.verdicts import Verdicts
