@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 import trio
 
@@ -87,6 +88,33 @@ class Gate:
     def _is_full(self) -> bool:
         most = self._most()
         return bool(most) and self._inside >= most
+
+
+class Turns:
+    """One at a time of each VM, first come, first served. Keeps nothing of a VM that has none."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(self) -> None:
+        self._taken: dict[UUID, trio.lowlevel.ParkingLot | None] = {}
+
+    async def enter(self, vm: UUID) -> None:
+        """Wait for the VM's turn; without a turn of the event loop when nobody has it."""
+        if vm not in self._taken:
+            self._taken[vm] = None
+            return
+        waiting = self._taken[vm]
+        if waiting is None:
+            waiting = self._taken[vm] = trio.lowlevel.ParkingLot()
+        await waiting.park()
+
+    def leave(self, vm: UUID) -> None:
+        """Give the turn to who has waited longest."""
+        waiting = self._taken[vm]
+        if waiting:
+            waiting.unpark()
+        else:
+            del self._taken[vm]
 
 
 class InFlight:
