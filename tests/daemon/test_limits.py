@@ -1,5 +1,7 @@
 """An overload slows the VM that makes it, and no other."""
 
+from base64 import b64encode
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -7,10 +9,15 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.daemon import Machine, Place, written
+from support.peer import Peer, Refused
+from support.stock import GET, GET_STATE, SET, Failed, S, V, Varstored
 from support.storemaker import scene
+from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.limits import Credits, Gate, InFlight, Limits, Share
+from varstore_companion.errors import MalformedError, ToolstackUnavailableError
 from varstore_companion.trust.state import CertificatesState
-from varstore_companion.wire.messages import Outcome
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.messages import Outcome, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE, CertificatesState.UPDATE_ON_BOOT
 
@@ -74,6 +81,129 @@ async def test_one_vm_that_writes_too_fast_waits_and_another_does_not(place: Pla
         assert trio.current_time() - begun <= 1
     assert ended == [pytest.approx(5)]
     assert place.record(noisy).store == written("ms2011", 7)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+async def test_writes_that_are_refused_spend_credit_as_others_do(
+    place: Place, autojump_clock: MockClock, *, stock: bool
+) -> None:
+    noisy = await place.machine(scene("ms2011").blob, OK)
+    quiet = await place.machine(scene("ms2011").blob, OK, name="quiet.sock")
+    cut = scene("ms2011").blob[:-5]
+
+    async def refused(peer: Peer) -> None:
+        if stock:
+            with pytest.raises(Failed):
+                await Varstored(noisy.path, noisy.vm).call(SET, S, V, b64encode(cut).decode())
+            return
+        with pytest.raises(Refused) as caught:
+            await peer.put(cut)
+        assert caught.value.code is ErrorCode.NOT_A_STORE
+
+    async with noisy.peer() as peer:
+        for _ in range(100):
+            await refused(peer)
+        assert trio.current_time() == 0
+        for number in range(1, 4):
+            await refused(peer)
+            assert trio.current_time() == pytest.approx(number / 2)
+        assert place.host.stats.refused == 103
+        # Nobody else waits, nor does the VM itself for a boot or a read.
+        begun = trio.current_time()
+        await quiet.put(written("ms2011", 1))
+        assert (await noisy.boot()).store == scene("ms2011").blob
+        await peer.get(Reason.TOOL)
+        assert trio.current_time() == begun
+        await peer.put(written("ms2011", 1))
+        assert trio.current_time() == pytest.approx(begun + 0.5)
+    assert place.record(noisy).store == written("ms2011", 1)
+
+
+async def test_a_store_beyond_the_credit_is_not_looked_at_before_its_time(
+    place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(place, write_burst=3, writes_per_second=1)
+    noisy = await place.machine(scene("ms2011").blob, OK)
+    looked: list[float] = []
+
+    def admitted(*_: object) -> None:
+        looked.append(trio.current_time())
+        raise MalformedError("it", offset=0, expected="a store")
+
+    monkeypatch.setattr(vm_module, "admitted", admitted)
+
+    async def write() -> None:
+        with pytest.raises(Refused):
+            await noisy.put(b"")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(write)
+    assert looked == [pytest.approx(at) for at in (0, 0, 0, 1, 2, 3, 4, 5)]
+
+
+# Reads
+
+
+async def test_a_vm_reads_its_credit_at_once_and_as_it_regains_it_then(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=10)
+    noisy = await place.machine(scene("ms2011").blob, ON_BOOT)
+    quiet = await place.machine(scene("ms2011").blob, OK, name="quiet.sock")
+    async with noisy.peer() as peer:
+        for _ in range(5):
+            await peer.get(Reason.TOOL)
+            await peer.get(Reason.RESUME)
+        assert trio.current_time() == 0
+        await peer.get(Reason.TOOL)
+        assert trio.current_time() == pytest.approx(0.5)
+        # As an unmodified varstored's tools read, too; the same credit.
+        for number, method in enumerate((GET, GET_STATE), 2):
+            assert await Varstored(noisy.path, noisy.vm).call(method, S, V)
+            assert trio.current_time() == pytest.approx(number / 2)
+        # Nobody else waits, nor the operator, nor the VM itself for a boot or a write.
+        begun = trio.current_time()
+        await quiet.boot(Reason.TOOL)
+        await place.daemon.status(noisy.vm)
+        assert (await noisy.boot()).outcome is Outcome.UPDATED
+        await peer.put(written("ms2011", 1))
+        assert trio.current_time() == begun
+
+
+async def test_the_boot_of_an_unmodified_varstored_spends_no_credit(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=1)
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    for at in (0, 0, 0.5):
+        assert await Varstored(machine.path, machine.vm).call(GET, S, V)
+        assert trio.current_time() == pytest.approx(at)
+    assert place.host.stats.updates == 1
+
+
+async def test_reads_that_come_together_are_answered_within_their_time(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=1, writes_per_second=1)
+    vm = place.new_vm(scene("ms2011").blob, OK)
+    ended: list[float] = []
+
+    async def read() -> None:
+        with suppress(ToolstackUnavailableError):
+            assert (await vm.read_for_peer()).store == scene("ms2011").blob
+        ended.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(read)
+    assert max(ended) == vm_module.READ_SECONDS
+    assert sorted(ended)[:20] == [pytest.approx(at) for at in range(20)]
+
+
+async def test_who_asks_and_leaves_owes_nothing_for_it(autojump_clock: MockClock) -> None:
+    credit, limits = Credits(), Limits(write_burst=1, writes_per_second=1)
+    await credit.spend(limits)
+    for _ in range(1_000):
+        with trio.move_on_after(0):
+            await credit.spend(limits)
+        await credit.spend(limits, deadline=0)
+    await credit.spend(limits)
+    assert trio.current_time() == pytest.approx(1)
 
 
 # So many at once

@@ -1,22 +1,28 @@
 """A toolstack whose calls are counted and timed."""
 
-from uuid import uuid4
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from support.daemon import still_host, written
 from support.memory_toolstack import Call, MemoryToolstack
-from varstore_companion.daemon.limits import Gate
+from support.storemaker import scene
+from varstore_companion.daemon.limits import Gate, Turns
 from varstore_companion.daemon.measured import MeasuredToolstack
 from varstore_companion.daemon.stats import CALLS, FAILURES, Stats
+from varstore_companion.daemon.vm import BOOT_SECONDS, READ_SECONDS, STRAIGHT_SECONDS, Vm
+from varstore_companion.daemon.writer import READ_BACK_SECONDS
 from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
-from varstore_companion.toolstack.interface import Alert, Toolstack
+from varstore_companion.toolstack.interface import Alert, Toolstack, VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
 
 VM = uuid4()
@@ -101,3 +107,201 @@ async def test_a_call_that_is_cancelled_is_timed_and_is_no_failure(inner: Memory
     assert stats.call_seconds["read"].total == pytest.approx(7)
     assert not any(stats.call_failures["read"].values())
     assert autojump_clock.current_time() == pytest.approx(7)
+
+
+# One VM, and the others beside it
+
+OTHER = uuid4()
+
+
+class Apart(MemoryToolstack):
+    """Guards: a VM's calls can be left, and those of the VMs in `hanging` never end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late_seconds = 120.0
+        self.hanging: set[UUID] = set()
+        self.inside: list[UUID] = []
+        for vm in (VM, OTHER):
+            self.create(vm, b"store", CertificatesState.UPDATE_AVAILABLE)
+
+    async def read(self, vm: UUID) -> VmRecord:
+        await self._enter(vm)
+        return await super().read(vm)
+
+    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+        await self._enter(vm)
+        return await super().write(vm, store, update, expected=expected)
+
+    async def _enter(self, vm: UUID) -> None:
+        self.inside.append(vm)
+        try:
+            if vm in self.hanging:
+                await trio.sleep_forever()
+        finally:
+            self.inside.remove(vm)
+
+
+class Guarded:
+    """The VMs' sockets, which are always there."""
+
+    def set_upstream(self, vm: UUID, path: Path | None) -> None:
+        """See `Upstreams`."""
+
+
+def nothing_is_kept(measured: MeasuredToolstack) -> bool:
+    return not measured._reads._taken and not measured._writes._taken and measured._gate._inside == 0
+
+
+@pytest.fixture
+def apart() -> Iterator[Apart]:
+    toolstack = Apart()
+    yield toolstack
+    assert toolstack.inside == []
+
+
+async def test_a_vm_whose_guard_hangs_takes_one_place(apart: Apart, autojump_clock: MockClock) -> None:
+    measured = MeasuredToolstack(apart, Stats(), Gate(lambda: 2))
+    apart.hanging.add(VM)
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(measured.read, VM)
+        await wait_all_tasks_blocked()
+        assert apart.inside == [VM]
+        assert await measured.write(OTHER, b"new", Update.NO) == 1
+        assert (await measured.read(OTHER)).store == b"new"
+        assert trio.current_time() == autojump_clock.current_time() == 0
+        # Nor does its own write wait for longer than it wants to.
+        with trio.move_on_after(12) as scope:
+            await measured.write(VM, b"new", Update.NO)
+        assert scope.cancelled_caught
+        assert trio.current_time() == 12
+        nursery.cancel_scope.cancel()
+    assert nothing_is_kept(measured)
+
+
+async def test_a_vms_calls_go_in_their_order_when_those_before_them_are_given_up(
+    apart: Apart, autojump_clock: MockClock
+) -> None:
+    measured = MeasuredToolstack(apart, Stats(), Gate(lambda: 2))
+    apart.hanging.add(VM)
+    ended: list[tuple[int, float]] = []
+
+    async def read(number: int) -> None:
+        with trio.move_on_at(number):
+            await measured.read(VM)
+        ended.append((number, trio.current_time()))
+
+    async with trio.open_nursery() as nursery:
+        # Some leave while they wait, and one of them at the very moment that it gets its turn.
+        for number in (3, 1, 3, 2, 5):
+            nursery.start_soon(read, number)
+            await wait_all_tasks_blocked()
+        await trio.sleep_until(4)
+        assert sorted(ended) == [(1, 1), (2, 2), (3, 3), (3, 3)]
+        assert apart.inside == [VM]
+        apart.hanging.clear()
+    assert max(ended) == (5, 5)
+    assert nothing_is_kept(measured)
+    assert await measured.write(VM, b"new", Update.NO) == 1
+    assert nothing_is_kept(measured)
+
+
+async def test_calls_that_fail_or_wait_at_the_gate_give_their_turn_back(apart: Apart) -> None:
+    measured = MeasuredToolstack(apart, Stats(), Gate(lambda: 1))
+    apart.fail_next("read", *ERRORS.values())
+    for error in ERRORS.values():
+        with pytest.raises(type(error)):
+            await measured.read(VM)
+    assert nothing_is_kept(measured)
+    apart.hanging.add(OTHER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(measured.read, OTHER)
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await measured.write(VM, b"new", Update.NO)
+        assert list(measured._reads._taken) == [OTHER]
+        nursery.cancel_scope.cancel()
+    assert nothing_is_kept(measured)
+
+
+async def test_a_read_does_not_wait_for_a_write_that_cannot_be_left(inner: MemoryToolstack, mock_clock: MockClock) -> None:
+    """A disk that hangs under the embedded toolstack: the VM's next boot has its store all the same."""
+    measured = MeasuredToolstack(inner, Stats(), Gate(lambda: 0))
+    hang = inner.hang_next("write")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, measured, "write")
+        await hang.reached.wait()
+        assert (await measured.read(VM)).store == b"store"
+        assert mock_clock.current_time() == 0
+        hang.release.set()
+    assert nothing_is_kept(measured)
+
+
+async def test_a_vms_deadlines_hold_while_its_guard_hangs(
+    apart: Apart, tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    host = still_host(tmp_path, MeasuredToolstack(apart, Stats(), Gate(lambda: 2)), upstreams=Guarded())
+    host.nursery = nursery
+    await nursery.start(host.journal.run)
+    apart.vms[VM] = VmRecord(scene("ms2011").blob, CertificatesState.UPDATE_AVAILABLE, 0)
+    vm = Vm(VM, host)
+    await vm.boot()
+    apart.hanging.add(VM)
+    took: dict[str, float] = {}
+
+    async def reading() -> None:
+        assert (await vm.read()).store == written("ms2011", 1)  # from the journal by then
+        took["read"] = max(took.get("read", 0.0), trio.current_time() - begun)
+
+    begun = trio.current_time()
+    async with trio.open_nursery() as eight:
+        for _ in range(8):
+            eight.start_soon(reading)
+        await wait_all_tasks_blocked()
+        written_at = trio.current_time()
+        assert (await vm.put(written("ms2011", 1))).journaled
+        took["write"] = trio.current_time() - written_at
+    assert took == {"read": READ_SECONDS, "write": STRAIGHT_SECONDS - READ_BACK_SECONDS / 3}
+    other = Vm(OTHER, host)
+    apart.hanging.add(OTHER)
+    begun = trio.current_time()
+    async with trio.open_nursery() as eight:
+        for _ in range(8):
+            eight.start_soon(other.read)
+        await wait_all_tasks_blocked()
+        with pytest.raises(ToolstackUnavailableError, match="within 18 s"):
+            await other.boot()
+        eight.cancel_scope.cancel()
+    assert trio.current_time() - begun == BOOT_SECONDS
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_that_is_free_takes_no_turn_of_the_event_loop() -> None:
+    turns = Turns()
+    for vm in (VM, OTHER):
+        entering = turns.enter(vm)
+        with pytest.raises(StopIteration):
+            entering.send(None)
+    turns.leave(VM)
+    turns.leave(OTHER)
+    assert turns._taken == {}
+
+
+async def test_turns_come_in_order() -> None:
+    turns, order = Turns(), list[int]()
+
+    async def take(number: int) -> None:
+        await turns.enter(VM)
+        order.append(number)
+        await trio.lowlevel.checkpoint()
+        turns.leave(VM)
+
+    await turns.enter(VM)
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(take, number)
+            await wait_all_tasks_blocked()
+        turns.leave(VM)
+    assert order == list(range(10))
+    assert turns._taken == {}

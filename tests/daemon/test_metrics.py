@@ -32,6 +32,7 @@ NAMES = {
     "certificates_missing": "gauge",
     "rules_loaded_time_seconds": "gauge",
     "updates_paused": "gauge",
+    "alerts_waiting": "gauge",
     "bytes_in_flight": "gauge",
     "last_reload_failed": "gauge",
     "vms": "gauge",
@@ -108,7 +109,7 @@ async def test_what_happens_is_counted(place: Place) -> None:
     assert (found["boots_total"], found["updates_total"], found["updates_failed_total"], found["refused_total"]) == (2, 1, 1, 1)
     assert (found["writes_total yes"], found["writes_total no"], found["writes_total unspecified"]) == (1, 1, 1)
     assert (found["certcheck_saved_total"], found["secure_boot_failures_total"]) == (2, 1)
-    assert (found["boot_seconds"], found["write_seconds"]) == (2, 2)
+    assert (found["boot_seconds"], found["write_seconds"]) == (2, 3)
     assert (found["attached_sockets"], found["connections"]) == (3, 1)
     assert (found["vms custom"], found["vms update_available"], found["vms unseen"]) == (1, 1, 1)
     assert (found["vms_by_field update_on_boot"], found["vms_by_field unseen"]) == (1, 2)

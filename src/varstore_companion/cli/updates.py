@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> ExitCode:
     else:
         since = "" if paused is None else f"{datetime.fromtimestamp(paused['at'], UTC):%Y-%m-%d %H:%M} UTC"
         output.line("made at boot" if paused is None else f"paused since {since}: {printable(paused['reason'])}")
+        if paused is not None and paused.get("told") is False:
+            output.line("  the alert of it is not delivered yet")
         for each in document.get("in_trouble", []):
             output.line(f"  {each['vm']}: {printable(each['reason'])}")
     return ExitCode.FINE if paused is None else ExitCode.NO

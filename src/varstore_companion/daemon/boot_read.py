@@ -44,7 +44,7 @@ class BootRead:
     async def read(self) -> bytes | None:
         """The store for a peer that does not say why it reads: the boot, if it is still to come; None at a first boot.
 
-        Raises as `boot` and as `Vm.read`.
+        Raises as `boot` and as `Vm.read_for_peer`.
         """
         if self.left or self._lock.locked():
             deadline = trio.current_time() + BOOT_SECONDS
@@ -54,7 +54,7 @@ class BootRead:
                     return (await self._boot(deadline)).store
             finally:
                 self._lock.release()
-        return fitting((await self._vm.read()).store)
+        return fitting((await self._vm.read_for_peer()).store)
 
     def runs(self) -> None:
         """The VM is known to run: it writes its store, or resumes."""

@@ -236,13 +236,13 @@ class ColdBoot:
         if self._was_updated:
             reason = self._host.staging.broken(self._uuid)
             if reason is not None:
-                self._host.updates_paused(self._uuid, reason)
+                self._host.updates_paused(self._uuid)
 
     def _trouble(self, reason: str) -> None:
         """Count a failure that is not of the store's own making."""
         paused = self._host.staging.failed(self._uuid, clip(printable(reason), MAX_TEXT))
         if paused is not None:
-            self._host.updates_paused(self._uuid, paused)
+            self._host.updates_paused(self._uuid)
 
     def _held_back(self, record: VmRecord, store: bytes, reason: str) -> Boot:
         """Not updated this time, and nothing failed: the operator knows of it."""

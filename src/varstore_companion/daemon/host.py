@@ -10,13 +10,13 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon import alerts
+from varstore_companion.daemon.alerting import Alerting
 from varstore_companion.daemon.errand import Errand
 from varstore_companion.daemon.held import Recent
 from varstore_companion.daemon.limits import Gate, InFlight
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.staging import Staging
 from varstore_companion.daemon.stats import Stats
-from varstore_companion.errors import ToolstackError
 from varstore_companion.journal.backups import Backups
 from varstore_companion.journal.history import Event, History, What
 from varstore_companion.journal.journal import Journal
@@ -26,11 +26,6 @@ from varstore_companion.toolstack.interface import Alert, Toolstack, Upstreams
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-ALERTS_WAITING = 256
-"""Alerts that may wait for the toolstack. One more is dropped: its cause is in the log and in `status` all the same."""
-ALERT_SECONDS = 30.0
-"""For one alert; the next one waits meanwhile, and no boot or write does."""
 
 
 class Drains(Protocol):
@@ -69,20 +64,15 @@ class Host:
     in_flight: InFlight = field(default_factory=InFlight)
     boots: Gate = field(init=False)
     told: alerts.Told = field(default_factory=alerts.Told)
-    _alerts: "tuple[trio.MemorySendChannel[tuple[UUID, Alert]], trio.MemoryReceiveChannel[tuple[UUID, Alert]]]" = field(
-        default_factory=lambda: trio.open_memory_channel[tuple[UUID, Alert]](ALERTS_WAITING)
-    )
+    alerting: Alerting = field(init=False)
 
     def __post_init__(self) -> None:
         self.boots = Gate(lambda: self.rules.limits.boots_at_once)
+        self.alerting = Alerting(lambda: self.toolstack, self.staging, self.stats, apart=self.upstreams is not None)
 
     def alert(self, vm: UUID, alert: Alert) -> None:
         """Have the operator told, without waiting for the toolstack."""
-        try:
-            self._alerts[0].send_nowait((vm, alert))
-        except (trio.WouldBlock, trio.ClosedResourceError):
-            self.stats.alerts_dropped += 1
-            log.warning("vm=%s alert %s dropped: %d wait already, or the daemon stops", vm, alert.name, ALERTS_WAITING)
+        self.alerting.add(vm, alert)
 
     def deliver(self, vm: UUID) -> None:
         """See to it that what is pending for this VM is delivered, while the daemon runs."""
@@ -91,6 +81,7 @@ class Host:
 
     def wake(self, vm: UUID) -> None:
         """Have what is pending for this VM delivered at once: there is another way to its toolstack."""
+        self.alerting.wake(vm)
         if self.drainer is not None:
             self.drainer.wake(vm)
 
@@ -119,9 +110,9 @@ class Host:
             log.warning("vm=%s %s", vm, alert.body)
             self.alert(vm, alert)
 
-    def updates_paused(self, vm: UUID, reason: str) -> None:
+    def updates_paused(self, vm: UUID) -> None:
         """Have the operator told that nothing is updated any more on this host, and the next daemon keep to it."""
-        self.alert(vm, alerts.updates_paused(vm, reason))
+        self.alerting.updates_paused(vm)
 
         async def save() -> None:
             try:
@@ -138,22 +129,12 @@ class Host:
         return Errand(self.nursery, call, name)
 
     def end_alerts(self) -> None:
-        """Take no more alerts: `send_alerts` ends once it has sent those that wait."""
-        self._alerts[0].close()
+        """Take no more alerts: `send_alerts` ends once it has tried those that wait."""
+        self.alerting.end()
 
     async def send_alerts(self) -> None:
-        """Hand the alerts to the toolstack one by one; runs as long as the daemon, or until `end_alerts`."""
-        async for vm, alert in self._alerts[1]:
-            with trio.move_on_after(ALERT_SECONDS) as scope:
-                try:
-                    await self.toolstack.alert(vm, alert)
-                except ToolstackError as error:
-                    log.warning("vm=%s alert %s could not be delivered: %s", vm, alert.name, error)
-                except Exception:
-                    # One alert that meets a bug must not end the daemon.
-                    log.exception("vm=%s alert %s could not be delivered", vm, alert.name)
-            if scope.cancelled_caught:
-                log.warning("vm=%s alert %s could not be delivered within %g s", vm, alert.name, ALERT_SECONDS)
+        """Hand the alerts to the toolstack; runs as long as the daemon, or until `end_alerts`."""
+        await self.alerting.run()
 
 
 def _digest(store: bytes | None) -> str | None:

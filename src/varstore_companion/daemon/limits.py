@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 import trio
 
@@ -19,8 +20,9 @@ class Limits:
     """The limits that an operator can set; each name is its key among the settings. 0: none; `updates_at_once` is 1 or more.
 
     `write_burst`, `writes_per_second`: of one VM's stores, as varstored's own (its guest may write 100 at once, and 2 a second
-    then), for a varstored that does not keep to it. `boots_at_once`, `calls_at_once`: of all VMs, which bound memory;
-    `updates_at_once`: boots that are being updated; `failures_to_pause`: VMs in a row whose update fails.
+    then), for a varstored that does not keep to it; and the same again of its reads. `boots_at_once`, `calls_at_once`: of all
+    VMs, which bound memory; `updates_at_once`: boots that are being updated; `failures_to_pause`: VMs in a row whose update
+    fails.
     """
 
     write_burst: int = 100
@@ -32,7 +34,7 @@ class Limits:
 
 
 class Credits:
-    """One VM's writes: as many as it has credit for at once, then as fast as it regains it. Costs two numbers."""
+    """One VM's writes, or reads: as many as it has credit for at once, then as fast as it regains it. Costs two numbers."""
 
     __slots__ = ("_at", "_spent")
 
@@ -41,7 +43,10 @@ class Credits:
         self._at = float("-inf")
 
     async def spend(self, limits: Limits, deadline: float = float("inf")) -> None:
-        """Take one, and wait as long as there is none, or until `deadline` (trio's clock). The caller orders the calls."""
+        """Take one, and wait as long as there is none, or until `deadline` (trio's clock); it is given back by then.
+
+        Where the order matters, the caller sees to it.
+        """
         if not (limits.write_burst and limits.writes_per_second):
             return
         now = trio.current_time()
@@ -50,7 +55,15 @@ class Credits:
         self._spent += 1
         over = self._spent - limits.write_burst
         if over > 0:
-            await trio.sleep_until(min(now + over / limits.writes_per_second, deadline))
+            there = now + over / limits.writes_per_second
+            has_waited = False
+            try:
+                await trio.sleep_until(min(there, deadline))
+                has_waited = there <= deadline
+            finally:
+                if not has_waited:
+                    # Or one who asks and leaves, over and over, would have nothing left for hours.
+                    self._spent -= 1
 
 
 class Gate:
@@ -87,6 +100,33 @@ class Gate:
     def _is_full(self) -> bool:
         most = self._most()
         return bool(most) and self._inside >= most
+
+
+class Turns:
+    """One at a time of each VM, first come, first served. Keeps nothing of a VM that has none."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(self) -> None:
+        self._taken: dict[UUID, trio.lowlevel.ParkingLot | None] = {}
+
+    async def enter(self, vm: UUID) -> None:
+        """Wait for the VM's turn; without a turn of the event loop when nobody has it."""
+        if vm not in self._taken:
+            self._taken[vm] = None
+            return
+        waiting = self._taken[vm]
+        if waiting is None:
+            waiting = self._taken[vm] = trio.lowlevel.ParkingLot()
+        await waiting.park()
+
+    def leave(self, vm: UUID) -> None:
+        """Give the turn to who has waited longest."""
+        waiting = self._taken[vm]
+        if waiting:
+            waiting.unpark()
+        else:
+            del self._taken[vm]
 
 
 class InFlight:

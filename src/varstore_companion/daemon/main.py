@@ -80,6 +80,7 @@ class Daemon:
         self._vms: WeakValueDictionary[UUID, Vm] = WeakValueDictionary()
         self._kept = kept or Kept()
         self._sockets = Sockets(host, saved, self.vm, [control, *([] if xapi is None else [xapi[0]])], self._kept)
+        host.alerting.attached = self._sockets.vms
         self.recovery = Recovery(host, self.vm, self._sockets.in_use)
         self._drainer: Drainer | None = None
         self._alerts_sent = trio.Event()

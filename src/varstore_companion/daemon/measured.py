@@ -1,4 +1,4 @@
-"""A toolstack whose calls are counted and timed, and not too many at once."""
+"""A toolstack whose calls are counted and timed, and not too many at once: in all, and of one VM."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -6,7 +6,7 @@ from uuid import UUID
 
 import trio
 
-from varstore_companion.daemon.limits import Gate
+from varstore_companion.daemon.limits import Gate, Turns
 from varstore_companion.daemon.stats import Stats
 from varstore_companion.errors import (
     ToolstackConflictError,
@@ -37,13 +37,16 @@ class UnderWay:
 class MeasuredToolstack:
     """Hands every call on, and tells `stats` how long it took and how it failed. One that is cancelled is timed as well.
 
-    `gate`: for those that a VM makes itself.
+    `gate`: for those that a VM makes itself. It has one at a time there, so that one whose guard hangs takes one place only.
+    Where a call cannot be left (`late_seconds` 0), its reads do not wait for its write: a boot must not hang with a disk.
     """
 
-    __slots__ = ("_gate", "_inner", "_stats", "_under_way")
+    __slots__ = ("_gate", "_inner", "_reads", "_stats", "_under_way", "_writes")
 
     def __init__(self, inner: Toolstack, stats: Stats, gate: Gate) -> None:
         self._gate = gate
+        self._reads = Turns()
+        self._writes = self._reads if inner.late_seconds else Turns()
         self._inner = inner
         self._stats = stats
         self._under_way: dict[UnderWay, None] = {}  # oldest first
@@ -64,15 +67,23 @@ class MeasuredToolstack:
 
     async def read(self, vm: UUID) -> VmRecord:
         """See `Toolstack.read`."""
-        async with self._gate:
-            with _Measured(self._under_way, self._stats, "read", vm):
-                return await self._inner.read(vm)
+        await self._reads.enter(vm)
+        try:
+            async with self._gate:
+                with _Measured(self._under_way, self._stats, "read", vm):
+                    return await self._inner.read(vm)
+        finally:
+            self._reads.leave(vm)
 
     async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
         """See `Toolstack.write`."""
-        async with self._gate:
-            with _Measured(self._under_way, self._stats, "write", vm):
-                return await self._inner.write(vm, store, update, expected=expected)
+        await self._writes.enter(vm)
+        try:
+            async with self._gate:
+                with _Measured(self._under_way, self._stats, "write", vm):
+                    return await self._inner.write(vm, store, update, expected=expected)
+        finally:
+            self._writes.leave(vm)
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""

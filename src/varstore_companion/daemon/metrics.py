@@ -25,7 +25,7 @@ COUNTERS = {
     "set_aside": "Journaled stores that must not be delivered any more, and are kept among the backups.",
     "secure_boot_failures": "Reports by varstored that a guest failed Secure Boot verification.",
     "connections_refused": "Connections refused because too many were open.",
-    "alerts_dropped": "Alerts dropped because too many waited for the toolstack.",
+    "alerts_dropped": "Alerts that operators did not get, or may not have: each is in the log with the reason.",
     "reloads": "Reloads of settings, manifest and certificates that came into force.",
     "reloads_refused": "Reloads that were refused; everything stayed as it was.",
 }
@@ -87,6 +87,8 @@ def _gauges(host: Host, known: Known) -> Iterator[Metric]:
         "1 while no VM of this host is updated at boot, until an operator resumes it.",
         [_one(paused)],
     )
+    text = "Alerts that wait for the toolstack, and are tried again."
+    yield "alerts_waiting", "gauge", text, [_one(host.alerting.waiting)]
     yield "bytes_in_flight", "gauge", "Bytes of requests that are not carried out yet.", [_one(host.in_flight.total)]
     failed = known.reloader.failed is not None
     yield "last_reload_failed", "gauge", "1 when the last reload was refused.", [_one(int(failed))]

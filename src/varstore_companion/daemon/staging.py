@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -21,10 +21,11 @@ FILE_LIMIT = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """Since when nothing is updated (seconds since the epoch), and why."""
+    """Since when nothing is updated (seconds since the epoch), why, and whether operators know of it."""
 
     at: float
     reason: str
+    told: bool = False
 
 
 class Staging:
@@ -57,10 +58,15 @@ class Staging:
         """A guest failed Secure Boot verification after its update. As `failed`."""
         return self._count(self._broken, vm, "it failed Secure Boot verification", "did not boot with their update")
 
-    def pause(self, reason: str) -> None:
-        """Update nothing from now on; also after a restart, once it is saved."""
-        self.paused = Paused(self._now(), clip(reason, MAX_TEXT))
+    def pause(self, reason: str, *, told: bool = True) -> None:
+        """Update nothing from now on; also after a restart, once it is saved. `told`: an operator asked for it."""
+        self.paused = Paused(self._now(), clip(reason, MAX_TEXT), told)
         log.warning("updates at boot are paused on this host: %s", self.paused.reason)
+
+    def was_told(self, paused: Paused) -> None:
+        """Operators know of this pause; also after a restart, once it is saved. Nothing, where it is over."""
+        if self.paused is paused:
+            self.paused = replace(paused, told=True)
 
     def resume(self) -> bool:
         """Update again; whether it was paused."""
@@ -97,14 +103,15 @@ class Staging:
                 del trouble[next(iter(trouble))]
             return None
         text = f"{len(trouble)} VMs {what}, the last of them {vm}: {reason}"
-        self.pause(text)
+        self.pause(text, told=False)
         return text
 
     def _read(self) -> Paused | None:
         try:
             with self._path.open("rb") as file:
                 found = json.loads(file.read(FILE_LIMIT))
-            return Paused(float(found["at"]), clip(str(found["reason"]), MAX_TEXT))
+            # A file from before `told` does not say: rather once too often than never.
+            return Paused(float(found["at"]), clip(str(found["reason"]), MAX_TEXT), found.get("told") is True)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

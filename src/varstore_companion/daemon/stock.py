@@ -135,7 +135,7 @@ class Stock:
     async def get_state(self, given: Arguments) -> Value:
         """The field; an unknown call where the toolstack has none, as with a guard from before it."""
         given.text()
-        state = (await self._vm.read()).state
+        state = (await self._vm.read_for_peer()).state
         if state is None:
             raise unknown_method(GET_STATE)
         return state.value

@@ -8,9 +8,10 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon import alerts
+from varstore_companion.daemon.alerting import ALERT_SECONDS
 from varstore_companion.daemon.backlog import Backlog, Mode
 from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
-from varstore_companion.daemon.host import ALERT_SECONDS, Host
+from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.limits import Credits, InFlight
 from varstore_companion.daemon.upstream import Upstream, admitted
 from varstore_companion.daemon.verdicts import Verdicts
@@ -73,6 +74,7 @@ class Vm:
         "_credits",
         "_host",
         "_lock",
+        "_read_credits",
         "_upstream",
         "uuid",
     )
@@ -86,6 +88,7 @@ class Vm:
         self._backlog = Backlog(uuid, host, self._upstream)
         self._alerted = float("-inf")
         self._credits = Credits()
+        self._read_credits = Credits()
         self._cold_boot = ColdBoot(uuid, host, self._upstream, self._backlog)
 
     @property
@@ -122,24 +125,32 @@ class Vm:
         """Runs of certcheck that the toolstack did not have to make for its writes."""
         return self._upstream.certcheck_saved
 
-    async def read(self) -> VmRecord:
+    async def read(self, deadline: float | None = None) -> VmRecord:
         """Read the store and the field, for a resume, a migration or a tool: never an update (invariant 10).
 
-        A store that waits in the journal is the VM's newest, also while the toolstack cannot be asked. Raises the
-        `ToolstackError`s of `Toolstack.read`.
+        A store that waits in the journal is the VM's newest, also while the toolstack cannot be asked. `deadline`: trio's
+        clock, else within `READ_SECONDS`. Raises the `ToolstackError`s of `Toolstack.read`.
         """
-        while (record := await self._read()) is None:
+        deadline = trio.current_time() + READ_SECONDS if deadline is None else deadline
+        while (record := await self._read(deadline)) is None:
             pass
         return record
 
-    async def _read(self) -> VmRecord | None:
+    async def read_for_peer(self) -> VmRecord:
+        """As `read`, for who speaks to the VM's own socket: as fast as its credit for reads lets it."""
+        deadline = trio.current_time() + READ_SECONDS
+        await self._read_credits.spend(self._host.rules.limits, deadline)
+        return await self.read(deadline)
+
+    async def _read(self, deadline: float) -> VmRecord | None:
         """One try of `read`; None when a journaled store was delivered meanwhile: what was read may be from before that."""
         upstream, backlog = self._upstream, self._backlog
         turn, waited = upstream.turn, backlog.pending is not None
         undisturbed = self._lock.value and backlog.turn.value
         record: VmRecord | None = None
         unavailable = ToolstackUnavailableError(f"no store from the toolstack within {READ_SECONDS:g} s")
-        with trio.move_on_after(READ_SECONDS if backlog.pending is None else PENDING_READ_SECONDS):
+        pending_deadline = trio.current_time() + PENDING_READ_SECONDS
+        with trio.move_on_at(deadline if backlog.pending is None else min(deadline, pending_deadline)):
             try:
                 record = await self._host.toolstack.read(self.uuid)
             except ToolstackUnavailableError as error:
@@ -180,21 +191,17 @@ class Vm:
         Raises `MalformedError` for what is not a store, `OverLimitError`, and `ToolstackError`; after any of them but
         `ToolstackUnclearError` the old store stays.
         """
-        try:
-            new = admitted(blob, self.uuid)
-        except (MalformedError, OverLimitError):
-            self._host.stats.refused += 1
-            raise
         begun = trio.current_time()
         # Each wait has this deadline for itself: where there is none, a scope for them all would be a twentieth of a write.
         deadline = begun + WRITE_SECONDS
         try:
             await _take(self._lock, deadline)
             try:
+                # Before the store is looked at: one that is refused is as much work as any.
                 await self._credits.spend(self._host.rules.limits, deadline)
                 if trio.current_time() >= deadline:
                     raise ToolstackUnavailableError(_TOO_LATE)
-                return await self._put(blob, new, deadline)
+                return await self._put(blob, self._admitted(blob), deadline)
             finally:
                 self._lock.release()
         finally:
@@ -330,6 +337,14 @@ class Vm:
         log.warning("vm=%s the guest failed Secure Boot verification; the operator was alerted", self.uuid)
 
     # One write
+
+    def _admitted(self, blob: bytes) -> Outline | None:
+        """See `admitted`; what is refused is counted."""
+        try:
+            return admitted(blob, f"vm={self.uuid}")
+        except (MalformedError, OverLimitError):
+            self._host.stats.refused += 1
+            raise
 
     async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
         backlog, reason = self._backlog, "an earlier one waits for the toolstack"

@@ -101,7 +101,7 @@ class VmSocket:
             case messages.GetStore(reason=reason):
                 if reason is messages.Reason.RESUME:
                     self._boots.runs()
-                record = await vm.read()
+                record = await vm.read_for_peer()
                 return _store_answer(record.store, record.generation, messages.Outcome.NOT_ASKED, None)
             case messages.SbFailure(detail=detail):
                 await vm.secure_boot_failed(detail)
