@@ -156,7 +156,7 @@ class ChaosGuard(Server):
         self._chaos = chaos
         self._is_open = False
         self._is_pinned = False
-        self._has_moved = False
+        self._moves = 0
         self.refusals = 0
 
     def open(self) -> None:
@@ -183,14 +183,14 @@ class ChaosGuard(Server):
         self.close(leaves_file=False)
 
     def move(self, version: Version) -> None:
-        """As another host writes that runs the VM now: nothing that this one has under way can land any more."""
+        """As another host writes that runs the VM now: nothing that this one has under way can land any more, ever."""
+        self._moves += 1
         self.pin()
-        self._has_moved = True
         self.held.put(store_of(version), CertificatesState.UPDATE_AVAILABLE)
 
     def come_back(self) -> None:
         """The VM's guard is on this host again."""
-        self._is_pinned = self._has_moved = False
+        self._is_pinned = False
         self.open()
 
     async def _one(self, stream: trio.SocketStream) -> None:
@@ -241,7 +241,7 @@ class ChaosGuard(Server):
 
     async def _hang(self, stream: trio.SocketStream, call: Call) -> None:
         """Do nothing for a while, or until the caller gives up; what changes something is carried out then, or later."""
-        chaos = self._chaos
+        chaos, moves = self._chaos, self._moves
         given_up = True
         try:
             async with trio.open_nursery() as nursery:
@@ -252,7 +252,7 @@ class ChaosGuard(Server):
         finally:
             if given_up and call.method in SET_CALLS and chaos.random.random() < 0.8:
                 chaos.coming += 1
-                chaos.nursery.start_soon(self._land, call, trio.current_time())
+                chaos.nursery.start_soon(self._land, call, moves, trio.current_time())
         if not given_up:
             await stream.send_all(self._carried_out(call))
 
@@ -263,10 +263,10 @@ class ChaosGuard(Server):
                 pass
         scope.cancel()
 
-    async def _land(self, call: Call, given_up: float) -> None:
+    async def _land(self, call: Call, moves: int, given_up: float) -> None:
         chaos = self._chaos
         await trio.sleep(chaos.random.uniform(0, LATE_MOST))
-        if trio.current_time() - given_up < LATE_CHECKED and not self._has_moved:
+        if trio.current_time() - given_up < LATE_CHECKED and moves == self._moves:
             self._carried_out(call)
             chaos.tally.late += 1
         chaos.coming -= 1

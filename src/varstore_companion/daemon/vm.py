@@ -341,7 +341,7 @@ class Vm:
     def _admitted(self, blob: bytes) -> Outline | None:
         """See `admitted`; what is refused is counted."""
         try:
-            return admitted(blob, f"vm={self.uuid}")
+            return admitted(blob, self.uuid)
         except (MalformedError, OverLimitError):
             self._host.stats.refused += 1
             raise
