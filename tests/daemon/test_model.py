@@ -31,7 +31,6 @@ from varstore_companion.daemon.alerts import SET_ASIDE
 from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.config import Settings, Source
-from varstore_companion.daemon.held import digest_of
 from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.limits import Limits
 from varstore_companion.daemon.main import Daemon
@@ -263,7 +262,8 @@ class Machine(RuleBasedStateMachine):
         self.toolstack.moves[vm] += 1
         self.toolstack.held = [held for held in self.toolstack.held if held[1] != vm]
         pending = self.daemon._host.journal.pending(vm)
-        if pending is not None and pending.digest != digest_of(record.store):
+        # One that is with the toolstack already may be pending until that is on disk.
+        if pending is not None and pending.digest not in self.toolstack.landed:
             self.toolstack.floor[vm] = model.number
 
     @rule(vm=UUIDS)

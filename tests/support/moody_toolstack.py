@@ -7,6 +7,7 @@ import trio
 
 from killing.stores import FOREIGN, Version, certcheck, store_of, version_of
 from support.memory_toolstack import MemoryToolstack
+from varstore_companion.daemon.held import digest_of
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
@@ -30,6 +31,8 @@ class Moody(MemoryToolstack):
         self.attached: set[UUID] = set()
         self.moves = dict.fromkeys(VMS, 0)
         """How often each VM has moved on elsewhere: what was under way to it by then does not reach it any more."""
+        self.landed: set[bytes] = set()
+        """Digests of the stores that it has ever taken, none of them twice."""
         self.floor = dict.fromkeys(VMS, -1)
         """Of each VM: stores up to this number must not replace what another host has written since."""
         for vm in VMS:
@@ -77,6 +80,7 @@ class Moody(MemoryToolstack):
         before = self.vms[vm]
         assert before.store is not None
         generation = await super().write(vm, store, update, expected=expected)
+        self.landed.add(digest_of(store))
         old, new = version_of(before.store), version_of(store)
         assert new.number > self.floor[vm] if old.number >= FOREIGN else new >= old, f"{new} over {old}"  # invariant 9
         if before.state is CertificatesState.UPDATE_ON_BOOT and old.is_updated == new.is_updated:
