@@ -49,7 +49,9 @@ class AwayToolstack(PlainToolstack):
 
     is_away = False
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         if self.is_away:
             await trio.lowlevel.checkpoint()
             raise ToolstackUnavailableError("away")

@@ -64,7 +64,9 @@ def path_of(folder: Path, number: int) -> Path:
 class PlainToolstack(MemoryToolstack):
     """Takes writes with nothing of a test's in their way, neither prepared failures nor a list of them that grows."""
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         await trio.lowlevel.checkpoint()
         record = self.vms[vm]
         if expected is not None and record.generation != expected:

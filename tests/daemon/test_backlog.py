@@ -12,11 +12,7 @@ from support.storemaker import scene
 from varstore_companion.daemon.alerts import SET_ASIDE
 from varstore_companion.daemon.backlog import REFUSED_SECONDS, Mode
 from varstore_companion.daemon.held import ABSENT, digest_of
-from varstore_companion.errors import (
-    JournalError,
-    JournalFullError,
-    ToolstackRefusedError,
-)
+from varstore_companion.errors import JournalError, JournalFullError, ToolstackRefusedError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.wire.errors import ErrorCode
@@ -283,10 +279,13 @@ class Late(MemoryToolstack):
         self.held: list[tuple[object, bytes, Update]] = []
         place.host.toolstack = self
 
-    async def write(self, vm: object, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: object, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         if self.hold:
             self.held.append((vm, store, update))
-            await trio.sleep_forever()
+            await trio.sleep_until(deadline)
+            raise ToolstackUnclearError("the toolstack did not answer in time")
         return await super().write(vm, store, update, expected=expected)  # type: ignore[arg-type]
 
     async def land(self) -> None:

@@ -51,7 +51,9 @@ class StuckDisk(MemoryToolstack):
         self.stuck = trio.Event()
         self.freed = trio.Event()
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         self.stuck.set()
         with trio.CancelScope(shield=True):
             await self.freed.wait()

@@ -13,6 +13,7 @@ from varstore_companion.errors import (
     ToolstackConflictError,
     ToolstackRefusedError,
     ToolstackUnavailableError,
+    ToolstackUnclearError,
 )
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
@@ -96,8 +97,15 @@ class MemoryToolstack:
         async with self._prepared_for("read"):
             return self._record(vm)
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         self.writes.append(Written(vm, store, update, expected))
+        with trio.move_on_at(deadline):
+            return await self._write(vm, store, update, expected)
+        raise ToolstackUnclearError("the toolstack did not answer in time")
+
+    async def _write(self, vm: UUID, store: bytes, update: Update, expected: int | None) -> int:
         async with self._prepared_for("write"):
             record = self._record(vm)
             if expected is not None and record.generation != expected:

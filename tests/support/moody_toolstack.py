@@ -48,7 +48,14 @@ class Moody(MemoryToolstack):
         await self._there(vm)
         return await super().read(vm)
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
+        with trio.move_on_at(deadline):
+            return await self._write_in_mood(vm, store, update, expected)
+        raise ToolstackUnclearError("the toolstack did not answer in time")
+
+    async def _write_in_mood(self, vm: UUID, store: bytes, update: Update, expected: int | None) -> int:
         await self._there(vm)
         mood, self.next_write = self.next_write, ""
         if mood == "unclear before":

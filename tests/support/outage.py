@@ -30,7 +30,9 @@ class Outage(MemoryToolstack):
         await trio.lowlevel.checkpoint()
         raise AWAY
 
-    async def write(self, vm: object, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: object, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         self.tries += 1
         await trio.lowlevel.checkpoint()
         raise AWAY

@@ -84,10 +84,15 @@ class Gate:
 
     async def enter(self) -> None:
         """Wait for a place; without a turn of the event loop when there is one."""
-        if self._is_full or self._waiting:
+        if not self.enter_now():
             await self._waiting.park()
-        else:
-            self._inside += 1
+
+    def enter_now(self) -> bool:
+        """Take a place if there is one and nobody waits for it; whether there was."""
+        if self._is_full or self._waiting:
+            return False
+        self._inside += 1
+        return True
 
     def leave(self) -> None:
         """Give the place to who has waited longest."""
@@ -112,13 +117,19 @@ class Turns:
 
     async def enter(self, vm: UUID) -> None:
         """Wait for the VM's turn; without a turn of the event loop when nobody has it."""
-        if vm not in self._taken:
-            self._taken[vm] = None
+        if self.enter_now(vm):
             return
         waiting = self._taken[vm]
         if waiting is None:
             waiting = self._taken[vm] = trio.lowlevel.ParkingLot()
         await waiting.park()
+
+    def enter_now(self, vm: UUID) -> bool:
+        """Take the turn if nobody has it; whether it was."""
+        if vm in self._taken:
+            return False
+        self._taken[vm] = None
+        return True
 
     def leave(self, vm: UUID) -> None:
         """Give the turn to who has waited longest."""

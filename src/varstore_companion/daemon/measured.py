@@ -1,5 +1,6 @@
 """A toolstack whose calls are counted and timed, and not too many at once: in all, and of one VM."""
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from types import TracebackType
 from uuid import UUID
@@ -75,13 +76,20 @@ class MeasuredToolstack:
         finally:
             self._reads.leave(vm)
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         """See `Toolstack.write`."""
-        await self._writes.enter(vm)
+        if not self._writes.enter_now(vm):
+            await _in_time(self._writes.enter(vm), deadline)
         try:
-            async with self._gate:
+            if not self._gate.enter_now():
+                await _in_time(self._gate.enter(), deadline)
+            try:
                 with _Measured(self._under_way, self._stats, "write", vm):
-                    return await self._inner.write(vm, store, update, expected=expected)
+                    return await self._inner.write(vm, store, update, expected=expected, deadline=deadline)
+            finally:
+                self._gate.leave()
         finally:
             self._writes.leave(vm)
 
@@ -102,6 +110,14 @@ class MeasuredToolstack:
     def oldest(self) -> UnderWay | None:
         """The call under way that began first."""
         return next(iter(self._under_way), None)
+
+
+async def _in_time(turn: Awaitable[None], deadline: float) -> None:
+    """Wait for a turn; raises `ToolstackUnavailableError` when it does not come until `deadline` (trio's clock)."""
+    with trio.move_on_at(deadline):
+        await turn
+        return
+    raise ToolstackUnavailableError("its turn to call the toolstack did not come in time")
 
 
 class _Measured:

@@ -110,24 +110,24 @@ class Writer:
         the toolstack holds or will hold, and the other `ToolstackError`s when it surely holds what it held before.
         """
         reason = "the toolstack did not answer in time"
-        write = partial(self._host.toolstack.write, self._uuid, blob, update, expected=generation)
+        until = deadline - READ_BACK_SECONDS
+        write = partial(self._host.toolstack.write, self._uuid, blob, update, expected=generation, deadline=until)
         is_clear = False
         sending = self._sending = Held(blob, self._host.recent)
         self._note()
         try:
-            with trio.move_on_at(deadline - READ_BACK_SECONDS):
-                try:
-                    stored = await (self._leavable(write, deadline) if may_leave else write())
-                except ToolstackUnclearError as error:
-                    reason = str(error)
-                except (ToolstackConflictError, ToolstackUnavailableError, ToolstackRefusedError):
+            try:
+                stored = await (self._leavable(write, until, deadline) if may_leave else write())
+            except ToolstackUnclearError as error:
+                reason = str(error)
+            except (ToolstackConflictError, ToolstackUnavailableError, ToolstackRefusedError):
+                is_clear = True
+                raise
+            else:
+                if stored is not None:
                     is_clear = True
-                    raise
-                else:
-                    if stored is not None:
-                        is_clear = True
-                        self._holds(sending)
-                        return stored
+                    self._holds(sending)
+                    return stored
             if self._left is not None:
                 raise ToolstackUnclearError(f"{reason}, and is still at it")
             log.warning("vm=%s a write has no clear outcome, reading back: %s", self._uuid, reason)
@@ -175,11 +175,12 @@ class Writer:
             raise ToolstackUnavailableError(f"{reason}; it still holds the old store")
         raise ToolstackConflictError("somebody else wrote the store meanwhile")
 
-    async def _leavable(self, write: Callable[[], Awaitable[int]], deadline: float) -> int | None:
+    async def _leavable(self, write: Callable[[], Awaitable[int]], until: float, deadline: float) -> int | None:
         """What `write` returns, None when it was given up. When cancelled, one that goes on is left to itself."""
         errand = self._host.errand(write, f"write of vm={self._uuid}")
         try:
-            await errand.ended()
+            with trio.move_on_at(until):
+                await errand.ended()
         finally:
             if not errand.is_over:
                 errand.give_up()

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion.errors import ToolstackUnavailableError
 from varstore_companion.toolstack.certcheck import Certcheck
 from varstore_companion.toolstack.database import Database
 from varstore_companion.toolstack.interface import Alert, VmRecord
@@ -56,8 +57,16 @@ class EmbeddedToolstack:
         """See `Toolstack.read`."""
         return await self.reading(partial(self._database.read, vm))
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         """See `Toolstack.write`."""
+        with trio.move_on_at(deadline):
+            return await self._write(vm, store, update, expected)
+        # A change that had begun would have been finished.
+        raise ToolstackUnavailableError("its turn to write did not come in time")
+
+    async def _write(self, vm: UUID, store: bytes, update: Update, expected: int | None) -> int:
         if update is not Update.UNSPECIFIED:
             return await self.changing(partial(self._database.write, vm, store, update, expected=expected))
         await self.reading(partial(self._database.confirm, vm, expected))

@@ -85,14 +85,16 @@ class GuardToolstack:
         finally:
             guard.lock.release()
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         """See `Toolstack.write`."""
         guard = self._guard(vm)
-        await guard.enter()
+        await guard.enter(deadline)
         try:
             guard.seen.confirm(expected)
             digest = Digest(store)  # taken while the guard is at it
-            await guard.write(plain_text_of(store), update, digest)
+            await guard.write(plain_text_of(store), update, digest, deadline)
             return guard.seen.wrote(digest)
         finally:
             guard.lock.release()
@@ -136,12 +138,18 @@ class _Guard:
         self.has_field: bool | None = None
         self._missing = MissingCalls()
 
-    async def enter(self) -> None:
-        """Acquire `lock`; without a turn of the event loop when nobody has it, since each call makes some of its own."""
+    async def enter(self, deadline: float = float("inf")) -> None:
+        """Acquire `lock`; without a turn of the event loop when nobody has it, since each call makes some of its own.
+
+        Raises `ToolstackUnavailableError` when it is not to be had until `deadline` (trio's clock).
+        """
         try:
             self.lock.acquire_nowait()
         except trio.WouldBlock:
-            await self.lock.acquire()
+            with trio.move_on_at(deadline):
+                await self.lock.acquire()
+                return
+            raise ToolstackUnavailableError("an earlier call to the VM's guard did not end in time") from None
 
     async def read(self) -> VmRecord:
         self._missing.look(self._identity())
@@ -149,7 +157,7 @@ class _Guard:
         state = await self._state()
         return VmRecord(store, state, self.seen.read(store))
 
-    async def write(self, text: Plain, update: Update, meanwhile: Callable[[], object]) -> None:
+    async def write(self, text: Plain, update: Update, meanwhile: Callable[[], object], deadline: float) -> None:
         self._missing.look(self._identity())
         if SET_VERSIONED not in self._missing:
             try:
@@ -163,21 +171,22 @@ class _Guard:
                     changes=True,
                     may_be_missing=True,
                     meanwhile=meanwhile,
+                    deadline=deadline,
                 )
             except UnknownCallError as error:
-                if error.is_guess and await self._state() is not None:
+                if error.is_guess and await self._state(deadline) is not None:
                     raise ToolstackUnclearError(f"{error}, from a guard that has the call") from None
                 self._missing.add(SET_VERSIONED)
             else:
                 return
-        await call(self.path, SET_PLAIN, SESSION, VM, text, changes=True, meanwhile=meanwhile)
+        await call(self.path, SET_PLAIN, SESSION, VM, text, changes=True, meanwhile=meanwhile, deadline=deadline)
 
-    async def _state(self) -> CertificatesState | None:
+    async def _state(self, deadline: float = float("inf")) -> CertificatesState | None:
         if GET_STATE in self._missing:
             return None
         state = None
         try:
-            state = state_in(await call(self.path, GET_STATE, SESSION, VM, may_be_missing=True))
+            state = state_in(await call(self.path, GET_STATE, SESSION, VM, may_be_missing=True, deadline=deadline))
         except UnknownCallError:
             self._missing.add(GET_STATE)
         self.has_field = state is not None

@@ -58,11 +58,14 @@ class Toolstack(Protocol):
     async def read(self, vm: UUID) -> VmRecord:
         """Read the VM's store and field together (xapi: `VM.get_NVRAM`, `VM.get_secureboot_certificates_state`)."""
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         """Store `store` with the verdict `update` and return the new generation (xapi: `VM.set_NVRAM_EFI_variables`).
 
         `expected`: the generation on which the verdict was decided; raises `ToolstackConflictError`, with nothing
-        changed, when the adapter knows that the store has changed since. None: unconditional.
+        changed, when the adapter knows that the store has changed since. None: unconditional. `deadline`: trio's clock, when
+        the call is given up, as one whose answer was lost unless it is known that nothing was done.
         """
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:

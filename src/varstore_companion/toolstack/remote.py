@@ -47,17 +47,20 @@ async def call(
     changes: bool = False,
     may_be_missing: bool = False,
     meanwhile: Callable[[], object] | None = None,
+    deadline: float = float("inf"),
 ) -> Value:
     """Make one call and return its value.
 
-    `changes`, `may_be_missing`: as for `xapi_errors.failure`; `meanwhile`: as for `post`.
+    `changes`, `may_be_missing`: as for `xapi_errors.failure`; `meanwhile`: as for `post`; `deadline`: trio's clock, where that
+    is before the time that any call has.
 
     Raises `ToolstackUnavailableError`, `ToolstackRefusedError` and, only for a call that changes something,
     `ToolstackUnclearError`.
     """
     document = build_call(method, parameters)
     try:
-        answer = await post(path, document, seconds=CHANGE_SECONDS if changes else ANSWER_SECONDS, meanwhile=meanwhile)
+        seconds = min(CHANGE_SECONDS if changes else ANSWER_SECONDS, deadline - trio.current_time())
+        answer = await post(path, document, seconds=seconds, meanwhile=meanwhile)
         if answer.status != HTTPStatus.OK:
             raise _status_error(path, method, answer, changes=changes)
         response = parse_response(answer.body)

@@ -80,14 +80,18 @@ class XapiToolstack:
             store, state = await self._on(vm, known, both)
             return VmRecord(store, state, known.seen.read(store))
 
-    async def write(self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None) -> int:
+    async def write(
+        self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
+    ) -> int:
         """See `Toolstack.write`."""
         text = plain_text_of(store)
         known = self._vm(vm)
-        async with known.lock:
-            known.seen.confirm(expected)
-            await self._on(vm, known, lambda reference: self._set(reference, text, update))
-            return known.seen.wrote(Digest(store))
+        with trio.move_on_at(deadline):
+            async with known.lock:
+                known.seen.confirm(expected)
+                await self._on(vm, known, lambda reference: self._set(reference, text, update))
+                return known.seen.wrote(Digest(store))
+        raise ToolstackUnclearError("xapi did not answer in time")
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
