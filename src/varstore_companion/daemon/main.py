@@ -154,7 +154,10 @@ class Daemon:
 
     def vm(self, uuid: UUID) -> Vm:
         """The daemon's side of a VM, remembered as long as somebody uses it."""
-        return self._vms.setdefault(uuid, Vm(uuid, self._host))
+        vm = self._vms.get(uuid)
+        if vm is None:
+            vm = self._vms[uuid] = Vm(uuid, self._host)
+        return vm
 
     async def attach(self, attachment: Attachment) -> bool:
         """See `Sockets.attach`."""

@@ -194,7 +194,7 @@ class Sockets:
 
     def _bind(self, attachment: Attachment, *, returning: bool = False) -> Bound:
         """Have the attachment's path lead to a socket of ours. Raises `ConfigurationError`."""
-        self._confirm_upstream(attachment)
+        self._confirm_upstream(attachment, returning=returning)
         if returning:
             # One that is interposed has its guard's group and mode.
             access = None if attachment.interpose else Access(attachment.mode, attachment.gid)
@@ -346,14 +346,14 @@ class Sockets:
         bounds = [*self._others, *(each.acceptor.bound for each in self.served.values())]
         return frozenset((bound.device, bound.inode) for bound in bounds)
 
-    def _confirm_upstream(self, attachment: Attachment) -> None:
+    def _confirm_upstream(self, attachment: Attachment, *, returning: bool = False) -> None:
         name = self._host.toolstack.name
         if self._host.upstreams is None and attachment.upstream is not None:
             raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack has no socket for each VM")
         if self._host.upstreams is not None and attachment.upstream is None:
             raise ConfigurationError(f"{attachment.path}: upstream: the {name} toolstack needs the VM's own socket there")
-        # Beside one that is interposed may be ours, until its guard comes.
-        if not attachment.interpose and attachment.leads_to_itself(self._identities()):
+        # Beside one that is interposed may be ours, until its guard comes; those that come back have been looked at before.
+        if not (returning or attachment.interpose) and attachment.leads_to_itself(self._identities()):
             text = f"{attachment.upstream} is served by this daemon itself: the guard's own socket is needed there"
             raise ConfigurationError(f"{attachment.path}: upstream: {text}")
 
