@@ -11,6 +11,7 @@ from uuid import UUID
 
 from support import storebytes as sb
 from support.hostile import HOSTILE, hostile
+from support.shipped import RULES
 from support.storebytes import Variable, make_store, signature_list, x509_list
 from varstore_companion.trust.manifest import Manifest, parse
 
@@ -48,22 +49,7 @@ revision = 1
 signature_owner = "{OWNERS[0]}"
 wrong_owners = ["{OWNERS[1]}", "{OWNERS[2]}"]
 headroom = 500
-{certificates}[[rule]]
-variable = "KEK"
-present = "old-kek"
-required = ["new-kek"]
-[[rule]]
-variable = "db"
-present = "old-db"
-required = ["new-db", "new-rom"]
-[[rule]]
-variable = "db"
-present = "old-other"
-required = ["new-other"]
-[[revocation]]
-revoked = "old-db"
-successor = "new-db"
-"""
+{certificates}{RULES}"""
 
 
 @cache

@@ -35,21 +35,7 @@ def own(name: str) -> bytes:
 OWN_NAMES = ("old-kek", "new-kek", "old-db", "new-db", "new-rom", "old-other", "new-other")
 
 
-@cache
-def own_text() -> str:
-    """A manifest as an operator may write it; db has a rule with two required certificates and a rule with one."""
-    certificates = "".join(
-        f'[certificate.{name}]\nsubject = "An operator\'s {name}"\nsha256 = "{hashlib.sha256(own(name)).hexdigest()}"\n'
-        for name in OWN_NAMES
-    )
-    return f"""
-format = 1
-name = "our-own"
-revision = 7
-signature_owner = "{sb.OWNER_MICROSOFT}"
-wrong_owners = ["{sb.OWNER_WRONG}", "{sb.OWNER_VIRT_FIRMWARE}"]
-headroom = 5000
-{certificates}
+RULES = """\
 [[rule]]
 variable = "KEK"
 present = "old-kek"
@@ -66,6 +52,25 @@ required = ["new-other"]
 revoked = "old-db"
 successor = "new-db"
 """
+"""Of certificates by these names: who has an old one requires the new ones."""
+
+
+@cache
+def own_text() -> str:
+    """A manifest as an operator may write it; db has a rule with two required certificates and a rule with one."""
+    certificates = "".join(
+        f'[certificate.{name}]\nsubject = "An operator\'s {name}"\nsha256 = "{hashlib.sha256(own(name)).hexdigest()}"\n'
+        for name in OWN_NAMES
+    )
+    return f"""
+format = 1
+name = "our-own"
+revision = 7
+signature_owner = "{sb.OWNER_MICROSOFT}"
+wrong_owners = ["{sb.OWNER_WRONG}", "{sb.OWNER_VIRT_FIRMWARE}"]
+headroom = 5000
+{certificates}
+{RULES}"""
 
 
 @cache

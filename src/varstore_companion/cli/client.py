@@ -67,11 +67,10 @@ class Client:
         try:
             self._socket.connect(str(path))
             self.call(Hello.of(kind, vm=vm, name=f"varstore-companion {__version__}"))
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too leaves no descriptor open
             self._socket.close()
-            raise ConnectError(f"{path}: no daemon answers there: {error.strerror or error}") from None
-        except BaseException:
-            self._socket.close()
+            if isinstance(error, OSError):
+                raise ConnectError(f"{path}: no daemon answers there: {error.strerror or error}") from None
             raise
 
     def __enter__(self) -> Self:

@@ -170,6 +170,7 @@ class Acceptor:
         try:
             session = self._make(stream)
         except Exception:
+            # It has read what a peer sent: that must not end the accepting of everybody else.
             log.exception("%s a connection ended in a bug", self._who)
             stream.close()
             return

@@ -124,6 +124,7 @@ class HttpSession:
         except MalformedError as error:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
         except Exception:
+            # Whatever a document leads to, it ends its own connection, with an answer.
             log.exception("%s met a bug", self._complaints.who)
             raise _RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, "an error inside the daemon: see its log") from None
         if self._single:

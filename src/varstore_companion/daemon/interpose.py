@@ -137,7 +137,7 @@ def prepare(path: Path, ours: Collection[tuple[int, int]], *, returning: bool = 
                 at, status = aside, place(folder, listener, aside, access)
             else:
                 at, status = make(folder, listener, aside, access)
-    except BaseException:
+    except BaseException:  # whatever it is, no descriptor stays open
         listener.close()
         if folder >= 0:
             os.close(folder)
