@@ -546,6 +546,36 @@ async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_g
     assert guard.model.store == written("ms2011", 1)
 
 
+async def test_a_socket_is_not_given_back_while_its_guard_is_restarted(place: Place) -> None:  # invariant 6
+    machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    server.stop()
+    await wait_all_tasks_blocked()
+    assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
+    with pytest.raises(RequestRefusedError, match="not with its toolstack yet"):
+        await place.daemon.detach(machine.path)
+    assert names(place) == {machine.path.name, beside(machine.path).name}
+    bound = place.daemon._sockets.served[machine.path].acceptor.bound
+    await place.nursery.start(server.run)
+    assert interpose.has_guard(machine.path, bound)
+    await look(place)
+    assert await place.daemon.detach(machine.path)
+    assert guard.model.store == written("ms2011", 1)
+
+
+async def test_a_vm_that_has_ended_is_detached_with_what_is_journaled(place: Place) -> None:  # invariant 6
+    """Its guard has removed the path with the VM: nothing is written there any more, and the store waits for the next start."""
+    machine, _, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    server.stop()
+    await wait_all_tasks_blocked()
+    assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
+    machine.path.unlink()
+    assert await place.daemon.detach(machine.path)
+    assert place.daemon.listed() == []
+    assert place.host.journal.pending_count == 1
+
+
 async def test_what_a_last_request_left_in_the_journal_reaches_the_guard(place: Place) -> None:  # invariant 9
     machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
     await machine.boot(Reason.RESUME)

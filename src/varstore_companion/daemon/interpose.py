@@ -192,10 +192,16 @@ def is_left(path: Path) -> bool:
     return os.path.lexists(path.with_name(path.name + BESIDE))
 
 
-def has_guard(path: Path) -> bool:
-    """Whether the guard whose socket was put beside `path` lives."""
+def has_guard(path: Path, bound: Bound) -> bool:
+    """Whether the VM that `bound` serves at `path` may write to its guard once `bound` is gone.
+
+    The guard whose socket was put beside it lives, or a new one has made `path` anew, or it is away and may come back. One
+    that ends with its VM removes `path` (xapi-guard's `depriv_varstored_destroy`), and xenopsd then the folder.
+    """
+    if is_left(path) and bound.is_in_place():
+        return True
     try:
-        return is_living(beside(path))
+        return is_living(beside(path)) or is_displaced(bound)
     except OSError:
         return False
 

@@ -140,8 +140,8 @@ class Sockets:
 
         One that was interposed is given back to its guard. So is one that a crash left without an entry in the list.
 
-        Raises `RequestRefusedError` for one whose newest store is not with its living guard: its guest would write there
-        next, and what it was told is durable would be older than that.
+        Raises `RequestRefusedError` for one whose newest store is not with its guard, be that away or not, while the VM may
+        be there: its guest would write there next, and what it was told is durable would be older than that.
         """
         going = self.served.get(path)
         if going is not None and self._host.upstreams is not None:
@@ -154,7 +154,7 @@ class Sockets:
                     await self._save_after(path)
                 return left
             if there.attachment.interpose:
-                if not self._vm(there.attachment.vm).is_direct and interpose.has_guard(path):
+                if not self._vm(there.attachment.vm).is_direct and interpose.has_guard(path, there.acceptor.bound):
                     text = f"{path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
                     raise RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
                 # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).

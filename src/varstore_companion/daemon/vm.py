@@ -254,7 +254,7 @@ class Vm:
                 reason = error
             else:
                 return
-        log.warning("vm=%s its newest store stays in the journal until it is attached again: %s", self.uuid, reason)
+        log.warning("vm=%s its newest store is not with its toolstack, and stays in the journal: %s", self.uuid, reason)
 
     async def deliver(self, deadline: float) -> None:
         """Hand the journaled store to the toolstack, until `deadline` (trio's clock).
