@@ -1,7 +1,6 @@
 """`status`: what the daemon does, and what it knows of its VMs or of one."""
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from varstore_companion.cli.arguments import add_control, add_json, parser, uuid
 from varstore_companion.cli.client import Client, control
 from varstore_companion.cli.exit_code import ExitCode
 from varstore_companion.cli.list import attachments
+from varstore_companion.cli.moment import moment
 from varstore_companion.wire import messages
 
 EXAMPLES = """\
@@ -56,9 +56,15 @@ def main(arguments: list[str]) -> ExitCode:
 
 
 def _rows(key: str, value: object) -> Iterator[tuple[str, str]]:
+    """A row for each plain value, however deep it lies: an object in a list has one, with all of it."""
     if isinstance(value, dict):
         for inner, entry in value.items():
-            yield f"{key} {inner}".replace("_", " "), _text(entry, inner)
+            if isinstance(entry, dict):
+                yield from _rows(f"{key} {inner}", entry)
+            elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
+                yield from ((f"{key} {inner}".replace("_", " "), ": ".join(map(_text, each.values()))) for each in entry)
+            else:
+                yield f"{key} {inner}".replace("_", " "), _text(entry, inner)
     else:
         yield key.replace("_", " "), _text(value, key)
 
@@ -77,7 +83,7 @@ def _update(last: dict[str, Any] | None) -> str:
 
 def _text(value: object, key: str = "") -> str:
     if key in _TIMES and isinstance(value, (int, float)):
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+        return moment(value)
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "-"
     return "-" if value is None else str(value)

@@ -132,7 +132,7 @@ class Daemon:
     @property
     def status_line(self) -> str:
         """How the daemon does, in one line."""
-        mode = journals.describe(self._host.journal, self._drainer)["mode"]
+        mode = journals.describe(self._host.journal, self._drainer, self._sockets.vms())["mode"]
         return status_line(mode, len(self._sockets.served), self.connections, self._host)
 
     def stuck(self) -> str | None:
@@ -187,7 +187,8 @@ class Daemon:
             try:
                 await known.read()
             except ToolstackError as error:
-                if not served:
+                # A VM whose store waits is known, whatever the toolstack says.
+                if not served and known.is_direct:
                     raise
                 reason = str(error)
             return {
@@ -203,7 +204,7 @@ class Daemon:
         return {
             "version": __version__,
             "started_at": self._started_at,
-            **journals.describe(self._host.journal, self._drainer),
+            **journals.describe(self._host.journal, self._drainer, self._sockets.vms()),
             "toolstack": self._host.toolstack.name,
             "manifest": self._host.rules.name,
             "certificates": self._host.rules.origins(),
