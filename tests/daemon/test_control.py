@@ -117,8 +117,21 @@ async def test_another_attachment_at_the_path_is_a_conflict(place: Place, change
         "mode": Attach(vm, path, mode=0o600),
         "resume": Attach(vm, path, resume=True),
     }[change]
-    assert (await refused(place, other)).code is ErrorCode.CONFLICT
+    answer = await refused(place, other)
+    assert answer.code is ErrorCode.CONFLICT
+    assert answer.text.endswith(f"vm.sock: attached otherwise: vm {vm}, mode 0660, resume False, interpose False")
     assert len(place.daemon.listed()) == 1
+
+
+async def test_a_refusal_is_logged_with_its_vm(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    vm = uuid4()
+    async with greeted(place.control) as control:
+        for request in (Mark(vm, mark=True), GetStore(Reason.TOOL)):
+            with pytest.raises(Refused):
+                await control.call(request, AnswerMessage)
+    about_vm, about_none = caplog.messages[-2:]
+    assert f" vm={vm} Mark failed: UNKNOWN_VM" in about_vm
+    assert " vm=" not in about_none
 
 
 async def test_what_cannot_be_attached_is_named(place: Place) -> None:

@@ -108,10 +108,9 @@ class Sockets:
             there = self.served.get(attachment.path)
             if there is not None:
                 if there.attachment != attachment:
-                    described = there.attachment.describe()
-                    raise RequestRefusedError(
-                        ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: vm={there.attachment.vm} {described}"
-                    )
+                    settings = there.attachment.describe().items()
+                    otherwise = ", ".join(f"{key} {value}" for key, value in settings if key != "path" and value is not None)
+                    raise RequestRefusedError(ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: {otherwise}")
                 if there.acceptor.bound.is_in_place():
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)

@@ -1,6 +1,8 @@
 """Files that a crash leaves either old or new: a new file, synced, renamed over the old one, the folder synced."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NEW = ".new"
@@ -27,9 +29,10 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         try:
-            os.fchmod(descriptor, mode)
-            write_all(descriptor, data)
-            os.fsync(descriptor)
+            with named(path):
+                os.fchmod(descriptor, mode)
+                write_all(descriptor, data)
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         new.rename(path)
@@ -37,6 +40,17 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
         new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Have an `OSError` say which file or folder it is about: the calls on a descriptor do not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -60,6 +74,7 @@ def sync_folder(path: Path) -> None:
     """Make what was renamed, made or removed in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

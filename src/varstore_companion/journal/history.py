@@ -180,8 +180,9 @@ class History:
         data = (b"" if not content or content.endswith(b"\n") else b"\n") + line.build()
         descriptor = self._open(path)
         try:
-            files.write_all(descriptor, data)
-            os.fsync(descriptor)
+            with files.named(path):
+                files.write_all(descriptor, data)
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         return not content
