@@ -42,8 +42,10 @@ bench: $(VENV)/.test
 fuzz: $(VENV)/.fuzz
 	@$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
-# The program has a virtual environment of its own: nothing of the host's Python is changed.
+# The program has a virtual environment of its own: nothing of the host's Python is changed. What an earlier build left goes first:
+# setuptools takes a module from there when it is gone here, or older.
 install:
+	@rm -rf build
 	@$(PYTHON) -m venv "$(DESTDIR)$(HOME_DIR)"
 	@"$(DESTDIR)$(HOME_DIR)/bin/pip" install --quiet --disable-pip-version-check --upgrade $(PIPFLAGS) '$(PACKAGE)'
 	@install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNIT_DIR)" "$(DESTDIR)$(TMPFILES_DIR)" "$(DESTDIR)$(DOC_DIR)"

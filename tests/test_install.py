@@ -99,3 +99,20 @@ def test_a_package_is_put_together_starts_and_goes_again(tmp_path: Path) -> None
     make("uninstall", *to)
     assert files(stage) == ({config} if has_example else set())
     assert not home.exists()
+
+
+def test_nothing_of_an_earlier_build_is_installed(tmp_path: Path) -> None:
+    """setuptools would take a module from it that is gone by now, or that is older here, as after a downgrade in place."""
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT / "systemd", project / "systemd")
+    for name in ("Makefile", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, project)
+    (project / "build" / "lib").mkdir(parents=True)
+    # In the places of Python, which makes the virtual environment, and of its pip.
+    python, pip = tmp_path / "python", tmp_path / "pip"
+    python.write_text(f'#!/bin/sh\nmkdir -p "$3/bin" && cp "{pip}" "$3/bin"\n')
+    pip.write_text(f'#!/bin/sh\nls >"{tmp_path / "seen"}"\n')
+    for program in (python, pip):
+        program.chmod(0o755)
+    make("-C", str(project), "install", f"PYTHON={python}", f"DESTDIR={tmp_path / 'stage'}")
+    assert (tmp_path / "seen").read_text().split() == ["LICENSE", "Makefile", "README.md", "systemd"]
