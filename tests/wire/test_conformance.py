@@ -1,5 +1,6 @@
 """Server, Python client and C client held to the vectors by the suite that anybody can run."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,9 @@ from support import c_code
 from support.processes import python_environment
 from support.serve import Home
 from support.wire_vectors import PROTOCOL
+from varstore_companion.cli.client import control
 from varstore_companion.trust.state import CertificatesState
+from varstore_companion.wire.observing import Log, LogAnswer, Updates, UpdatesAnswer
 
 SECONDS = 120
 CLIENT = str(Path(c_code.__file__).with_name("conformance_client.py"))
@@ -43,6 +46,15 @@ def test_the_server(tmp_path: Path) -> None:
         with home.database() as database:
             database.create(UUID(VM), "name", None, CertificatesState.OK)
         names = suite("server", home.attach(UUID(VM)), "--control", home.control)
+        with control(home.control) as client:
+            levels, updates = client.call(Log()), client.call(Updates())
+    assert isinstance(levels, LogAnswer)
+    assert isinstance(updates, UpdatesAnswer)
+    # The host is as it was.
+    assert json.loads(levels.json)["levels"] == {"": "info"}
+    assert json.loads(updates.json)["paused"] is None
+    assert "mark" in names
+    assert not {"attach", "log-all", "updates-pause"} & set(names)
     # POST is not the framed protocol's.
     assert {each["name"] for each in vectors("frames") if each["to"] == "server"} - {"post"} < set(names)
     assert {each["name"] for each in vectors("exchanges") if each["server"] == "any"} < set(names)
