@@ -1,4 +1,4 @@
-/* Makes the calls that it reads, one a line, and prints what became of each: the client that ../../conformance.py drives.
+/* Makes the calls that it reads, one a line, and prints what became of each: the client that ../../conformance drives.
  *
  *     call SOCKET UUID [MILLISECONDS]
  *
