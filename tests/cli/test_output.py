@@ -73,6 +73,12 @@ def test_a_cell_is_one_cell_whatever_it_holds(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "a\ufffdb\tc\ufffdd\t\ufffd[31me\ufffd\n"
 
 
+def test_no_colours_for_whom_they_are_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    with terminal():
+        assert output.coloured("ok", "good") == "ok"
+
+
 def test_colours_are_for_terminals() -> None:
     with terminal():
         assert output.coloured("ok", "good") == "\x1b[32mok\x1b[0m"

@@ -54,8 +54,9 @@ def _standard_output() -> Iterator[None]:
 
 
 def coloured(text: str, colour: str) -> str:
-    """The text in a colour, on a terminal."""
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if sys.stdout.isatty() else text
+    """The text in a colour, on a terminal, unless NO_COLOR is set (no-color.org)."""
+    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if wanted else text
 
 
 def table(rows: Sequence[Sequence[str]], headings: Sequence[str], indent: str = "") -> None:
