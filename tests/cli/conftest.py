@@ -12,6 +12,12 @@ from support.own_rules import Rules
 from varstore_companion.cli import main
 
 
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may want none."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
 @pytest.fixture
 def run(capsysbinary: pytest.CaptureFixture[bytes]) -> Run:
     """Runs a command in this process."""
