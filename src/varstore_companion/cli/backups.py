@@ -14,8 +14,9 @@ EXAMPLES = """\
   varstore-companion backups --vm 11111111-2222-3333-4444-555555555555
   varstore-companion backups --json | jq '.backups[] | select(.problem != null)'
 
-Each VM's are listed with the oldest first; `restore` brings one back. The state is that of the store. The daemon keeps the
-files, with report and plan beside each, in its state folder under backups."""
+Each VM's are listed with the oldest first; `restore` brings one back. The state is that of the store when it was kept;
+`restore` looks whether the file is still that store. The daemon keeps the files, with report and plan beside each, in its
+state folder under backups."""
 
 
 def main(arguments: list[str]) -> ExitCode:
