@@ -150,7 +150,7 @@ def test_without_the_certificates(options: tuple[str, ...], tmp_path: Path) -> N
     (tmp_path / "virt" / "__init__.py").touch()
     sources = python_environment()["PYTHONPATH"]
     done = process("demo", *options, environment={"PYTHONPATH": f"{tmp_path}{os.pathsep}{sources}"})
-    done.fails("demo: ", "ms-kek-2011", "virt-firmware", "pip install 'varstore-companion[demo]'")
+    done.fails("demo: ", "ms-kek-2011", "virt-firmware", "pip install virt-firmware")
 
 
 @needs_certificates

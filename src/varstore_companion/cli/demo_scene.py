@@ -53,7 +53,7 @@ def certificates_of_2011(manifest: Manifest) -> dict[str, bytes]:
     if missing:
         raise ConfigurationError(
             f"the demo needs the certificates {', '.join(missing)} of the package virt-firmware: "
-            "pip install 'varstore-companion[demo]'"
+            "pip install virt-firmware"
         )
     return {name: found[digest] for name, digest in wanted.items()}
 
