@@ -52,8 +52,7 @@ def certificates_of_2011(manifest: Manifest) -> dict[str, bytes]:
     missing = [name for name, digest in wanted.items() if digest not in found]
     if missing:
         raise ConfigurationError(
-            f"the demo needs the certificates {', '.join(missing)} of the package virt-firmware: "
-            "pip install virt-firmware"
+            f"the demo needs the certificates {', '.join(missing)} of the package virt-firmware: pip install virt-firmware"
         )
     return {name: found[digest] for name, digest in wanted.items()}
 
