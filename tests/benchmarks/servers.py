@@ -67,7 +67,6 @@ class PlainToolstack(MemoryToolstack):
     async def write(
         self, vm: UUID, store: bytes, update: Update, *, expected: int | None = None, deadline: float = float("inf")
     ) -> int:
-        await trio.lowlevel.checkpoint()
         record = self.vms[vm]
         if expected is not None and record.generation != expected:
             raise ToolstackConflictError(f"the store of VM {vm} has generation {record.generation}, not {expected}")

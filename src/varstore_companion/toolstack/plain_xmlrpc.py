@@ -55,20 +55,30 @@ def read_call(document: bytes) -> tuple[str, tuple[str | Base64, ...]] | None:
     A parameter of `LONG` characters or more is base64, or the call is any other: that it can be decoded shows that it is plain.
     """
     begin = _CALL.match(document)
-    if begin is None or not document.endswith(_CALL_END):
-        return None
-    texts = document[begin.end() : -len(_CALL_END)].split(_NEXT, _MOST)
-    if len(texts) > _MOST:
+    if begin is None:
         return None
     parameters: list[str | Base64] = []
-    for text in texts:
-        if len(text) >= LONG:
-            try:
-                parameters.append(Base64(text, b64decode(text, validate=True)))
-            except Base64Error:
-                return None
-        elif is_plain(text):
-            parameters.append(text.decode("ascii"))
+    at = begin.end()
+    while len(parameters) < _MOST:
+        # A plain text has none in it. To look for one byte is an eighth of looking for what follows.
+        end = document.find(b"<", at)
+        parameter = _parameter(document[at:end])
+        if parameter is None:
+            return None
+        parameters.append(parameter)
+        if document.startswith(_NEXT, end):
+            at = end + len(_NEXT)
+        elif document[end:] == _CALL_END:
+            return begin[1].decode("ascii"), tuple(parameters)
         else:
             return None
-    return begin[1].decode("ascii"), tuple(parameters)
+    return None
+
+
+def _parameter(text: bytes) -> str | Base64 | None:
+    if len(text) >= LONG:
+        try:
+            return Base64(text, b64decode(text, validate=True))
+        except Base64Error:
+            return None
+    return text.decode("ascii") if is_plain(text) else None
