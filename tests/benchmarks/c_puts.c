@@ -1,7 +1,10 @@
 /* The C client measured, and its yardstick: see c_puts.py.
  *
  *     c_puts echo SOCKET                              send back what comes, from one connection at a time
- *     c_puts put SOCKET UUID ECHO_SOCKET ROUNDS       two stores of one size on standard input; a line of two times a round
+ *     c_puts put SOCKET UUID ECHO_SOCKET BATCHES ROUNDS
+ *
+ * The last takes two stores of one size on standard input, and writes them by turns: in each batch so many rounds to the daemon,
+ * then as many to the echo. It prints a line of two times a round.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -17,7 +20,9 @@
 #include "varstore_companion.h"
 
 #define CALL_MS 30000u
+#define MAX_ROUNDS 1000
 
+static long long puts_ns[MAX_ROUNDS], echoes_ns[MAX_ROUNDS];
 static uint8_t stores[2u * VSC_MAX_STORE], answers[VSC_BUFFER_BYTES];
 
 static void fail(const char *what)
@@ -86,7 +91,7 @@ static void exchange(int fd, const uint8_t *bytes, size_t size)
     }
 }
 
-static int put(const char *path, const char *uuid, const char *echo_path, long rounds)
+static int put(const char *path, const char *uuid, const char *echo_path, long batches, long rounds)
 {
     static struct vsc_client client;
     const struct sockaddr_un address = address_of(echo_path);
@@ -95,24 +100,34 @@ static int put(const char *path, const char *uuid, const char *echo_path, long r
     uint8_t vm[VSC_UUID_BYTES];
     struct vsc_written written;
 
+    if (rounds < 1 || rounds > MAX_ROUNDS)
+        return 2;
     if (fd < 0 || connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0)
         fail(echo_path);
     if (!vsc_uuid(uuid, vm) || vsc_init(&client, path, vm, VSC_KIND_VARSTORED, "benchmark", answers, sizeof(answers)) != VSC_OK)
         return 2;
-    for (long round = -1; round < rounds; round++) {
-        const uint8_t *store = stores + (round & 1 ? size : 0);
-        const long long began = now_ns();
-        const enum vsc_result result = vsc_put_store(&client, store, size, CALL_MS, &written);
-        const long long between = now_ns();
+    for (long batch = 0; batch < batches; batch++) {
+        /* The first of each is one that nobody counts: what the other server still had to do is in it. */
+        for (long round = -1; round < rounds; round++) {
+            const long long began = now_ns();
+            const enum vsc_result result = vsc_put_store(&client, stores + (round & 1 ? size : 0), size, CALL_MS, &written);
 
-        if (result != VSC_OK || written.verdict != VSC_VERDICT_NO) {
-            (void)fprintf(stderr, "a store was not written: %s\n", client.error.text);
-            return 1;
+            if (result != VSC_OK || written.verdict != VSC_VERDICT_NO) {
+                (void)fprintf(stderr, "a store was not written: %s\n", client.error.text);
+                return 1;
+            }
+            if (round >= 0)
+                puts_ns[round] = now_ns() - began;
         }
-        exchange(fd, store, size);
-        /* The first round is one that nobody counts. */
-        if (round >= 0)
-            (void)printf("%lld %lld\n", between - began, now_ns() - between);
+        for (long round = -1; round < rounds; round++) {
+            const long long began = now_ns();
+
+            exchange(fd, stores + (round & 1 ? size : 0), size);
+            if (round >= 0)
+                echoes_ns[round] = now_ns() - began;
+        }
+        for (long round = 0; round < rounds; round++)
+            (void)printf("%lld %lld\n", puts_ns[round], echoes_ns[round]);
     }
     vsc_close(&client);
     return 0;
@@ -122,7 +137,7 @@ int main(int count, char **values)
 {
     if (count == 3 && strcmp(values[1], "echo") == 0)
         return echo(values[2]);
-    if (count == 6 && strcmp(values[1], "put") == 0)
-        return put(values[2], values[3], values[4], strtol(values[5], NULL, 10));
+    if (count == 7 && strcmp(values[1], "put") == 0)
+        return put(values[2], values[3], values[4], strtol(values[5], NULL, 10), strtol(values[6], NULL, 10));
     return 2;
 }

@@ -20,7 +20,8 @@ from uuid import UUID
 import trio
 
 from benchmarks import stores
-from benchmarks.harness import Effort, Figure, UnavailableError, interleaved, ratio
+from benchmarks.harness import Effort, Figure, interleaved, ratio
+from benchmarks.placement import apart, free, place, placed, threads, together, two
 from benchmarks.processes import server
 from support.stock import GET, GET_BY_UUID, LOGOUT, SET, S, V, login, request
 from varstore_companion.cli.client import control
@@ -39,8 +40,11 @@ def figures(effort: Effort) -> Iterator[Figure]:
     """The daemon's processor time and the elapsed time of one write; how long a write takes while all VMs write."""
     vms = effort.writers
     with _between(vms) as (daemon, guards, folder):
-        yield from _one(daemon, folder, effort)
-        with _apart(daemon, guards):
+        yield from _one(daemon, guards, folder, effort)
+        its, ours = two()
+        place(daemon.pid, {its})
+        place(guards.pid, {ours})
+        with placed({ours}):
             times = trio.run(_many, folder, vms, effort.seconds)
         p99 = statistics.quantiles(times, n=100, method="inclusive")[98] * 1e3
         yield Figure("guard-many", f"99 of 100 writes, {vms} VMs with {RATE:g} a second each", (p99,), "ms", LATENCY_TARGET)
@@ -67,7 +71,9 @@ def _between(vms: int) -> Iterator[tuple["subprocess.Popen[bytes]", "subprocess.
 # One write
 
 
-def _one(daemon: "subprocess.Popen[bytes]", folder: Path, effort: Effort) -> Iterator[Figure]:
+def _one(
+    daemon: "subprocess.Popen[bytes]", guards: "subprocess.Popen[bytes]", folder: Path, effort: Effort
+) -> Iterator[Figure]:
     # The guest changes a boot entry back and forth: the keys stay, the bytes do not.
     writes = cycle(_write(blob) for blob in (stores.store(), stores.store_with_boot_entry()))
 
@@ -91,8 +97,13 @@ def _one(daemon: "subprocess.Popen[bytes]", folder: Path, effort: Effort) -> Ite
 
     taken = tuple(islice(iter(cpu, None), 1, effort.processes + 1))
     yield Figure("guard-cpu", "CPU of the daemon, a varstored's write through it to a guard", taken, "ms", CPU_TARGET)
-    rounds = interleaved(effort.exchanges, through, straight)
-    yield ratio("guard-elapsed", "the same write, elapsed", rounds, "straight to a parsing, storing guard", ELAPSED_TARGET)
+    for where, target in ((together(), ELAPSED_TARGET), (apart(), ELAPSED_TARGET), (free(), None)):
+        place(daemon.pid, where.answers)
+        place(guards.pid, where.answers)
+        with placed(where.asks):
+            rounds = interleaved(effort.exchanges, through, straight)
+        what = f"the same write, elapsed, {where.words}"
+        yield ratio(f"guard-elapsed{where.name}", what, rounds, "straight to a parsing, storing guard", target)
 
 
 def _write(blob: bytes) -> tuple[bytes, ...]:
@@ -115,33 +126,12 @@ def _vm(number: int) -> UUID:
     return UUID(int=number + 1)
 
 
-def _threads(pid: int) -> list[int]:
-    return [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
-
-
 def _cpu_seconds(pid: int) -> float:
     """Seconds on a processor so far, of all threads: the kernel counts them to the nanosecond here."""
-    return sum(int(Path(f"/proc/{pid}/task/{each}/schedstat").read_text().split()[0]) for each in _threads(pid)) / 1e9
+    return sum(int(Path(f"/proc/{pid}/task/{each}/schedstat").read_text().split()[0]) for each in threads(pid)) / 1e9
 
 
 # Many at once
-
-
-@contextmanager
-def _apart(daemon: "subprocess.Popen[bytes]", guards: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """The daemon on one processor, this process and the guards on another."""
-    processors = os.sched_getaffinity(0)
-    if len(processors) < 2:
-        raise UnavailableError("there is one processor, and the daemon has to have it for itself")
-    its, ours, *_ = sorted(processors)
-    for thread in _threads(daemon.pid):
-        os.sched_setaffinity(thread, {its})
-    for pid in (0, guards.pid):
-        os.sched_setaffinity(pid, {ours})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, processors)
 
 
 async def _many(folder: Path, vms: int, seconds: float) -> list[float]:

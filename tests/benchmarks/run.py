@@ -37,8 +37,15 @@ from benchmarks.table import as_json, as_table
 GROUPS: dict[str, tuple[Callable[[Effort], Iterator[Figure]], tuple[str, ...]]] = {
     "the verdict on a write": (verdicts.figures, ("verdict-same", "verdict-boot-entry", "verdict-db")),
     "a write over a socket": (puts.figures, ("put",)),
-    "a write through to a guard": (guarded.figures, ("guard-cpu", "guard-elapsed", "guard-many")),
+    "a write through to a guard": (
+        guarded.figures,
+        ("guard-cpu", "guard-elapsed", "guard-elapsed-apart", "guard-elapsed-free", "guard-many"),
+    ),
     "a write by the C client": (c_puts.figures, ("c-put-p50", "c-put-p99")),
+    "the same on two processors": (
+        c_puts.elsewhere,
+        ("c-put-p50-apart", "c-put-p99-apart", "c-put-p50-free", "c-put-p99-free"),
+    ),
     "the journal": (backlogs.figures, ("journal-fsyncs", "journal-drain", "journal-idle", "journal-ledger")),
     "a write in the toolstack": (writes.figures, ("certcheck-avoided",)),
     "an upgrade of the toolstack's file": (upgrades.figures, ("upgrade",)),
