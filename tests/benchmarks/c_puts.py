@@ -27,14 +27,9 @@ SECONDS = 600
 
 
 def figures(effort: Effort) -> Iterator[Figure]:
-    """The daemon keeps its stores in memory; each of the three runs in a process of its own, all on one processor."""
-    yield from _placed(effort, together(), TARGET)
-
-
-def elsewhere(effort: Effort) -> Iterator[Figure]:
-    """The same on two processors."""
-    yield from _placed(effort, apart(), TARGET)
-    yield from _placed(effort, free(), None)
+    """The daemon keeps its stores in memory; each of the three runs in a process of its own."""
+    for where, target in ((apart(), TARGET), (together(), None), (free(), None)):
+        yield from _placed(effort, where, target)
 
 
 def _placed(effort: Effort, where: Placement, target: float | None) -> Iterator[Figure]:

@@ -97,7 +97,7 @@ def _one(
 
     taken = tuple(islice(iter(cpu, None), 1, effort.processes + 1))
     yield Figure("guard-cpu", "CPU of the daemon, a varstored's write through it to a guard", taken, "ms", CPU_TARGET)
-    for where, target in ((together(), ELAPSED_TARGET), (apart(), ELAPSED_TARGET), (free(), None)):
+    for where, target in ((apart(), ELAPSED_TARGET), (together(), None), (free(), None)):
         place(daemon.pid, where.answers)
         place(guards.pid, where.answers)
         with placed(where.asks):

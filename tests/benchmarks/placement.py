@@ -1,7 +1,8 @@
 """Where the processes of an exchange run: a ratio of two exchanges is about the programs only if both are placed alike.
 
-Left to itself, the kernel may keep a small yardstick on its caller's processor and wake the daemon on another, which sleeps
-by then. In a virtual machine that costs more than a whole exchange of the yardstick, and says nothing of either program.
+Left to itself, the kernel keeps a small yardstick on its caller's processor, where nobody has to be woken, and the daemon on
+another, which sleeps by then: in a virtual machine that alone takes as long as three exchanges of the yardstick, and is neither
+program's. So the ratio that has a target is that of both on another processor than their caller.
 """
 
 import os
@@ -23,16 +24,16 @@ class Placement:
     answers: frozenset[int]
 
 
-def together() -> Placement:
-    """All on one processor: nobody waits for another one to wake, so this is the work alone, and the largest ratio."""
-    one = frozenset({min(os.sched_getaffinity(0))})
-    return Placement("", "all on one processor", one, one)
-
-
 def apart() -> Placement:
-    """Who asks on one processor, who answers on another: each side wakes the other."""
+    """Who asks on one processor, who answers on another, as on a host with processors to spare: each wakes the other."""
     one, other = two()
-    return Placement("-apart", "caller and servers on two", frozenset({one}), frozenset({other}))
+    return Placement("", "caller and servers apart", frozenset({one}), frozenset({other}))
+
+
+def together() -> Placement:
+    """All on one processor: nobody is woken on another, so this is the work alone."""
+    one = frozenset({min(os.sched_getaffinity(0))})
+    return Placement("-together", "all on one processor", one, one)
 
 
 def free() -> Placement:

@@ -39,12 +39,11 @@ GROUPS: dict[str, tuple[Callable[[Effort], Iterator[Figure]], tuple[str, ...]]] 
     "a write over a socket": (puts.figures, ("put",)),
     "a write through to a guard": (
         guarded.figures,
-        ("guard-cpu", "guard-elapsed", "guard-elapsed-apart", "guard-elapsed-free", "guard-many"),
+        ("guard-cpu", "guard-elapsed", "guard-elapsed-together", "guard-elapsed-free", "guard-many"),
     ),
-    "a write by the C client": (c_puts.figures, ("c-put-p50", "c-put-p99")),
-    "the same on two processors": (
-        c_puts.elsewhere,
-        ("c-put-p50-apart", "c-put-p99-apart", "c-put-p50-free", "c-put-p99-free"),
+    "a write by the C client": (
+        c_puts.figures,
+        ("c-put-p50", "c-put-p99", "c-put-p50-together", "c-put-p99-together", "c-put-p50-free", "c-put-p99-free"),
     ),
     "the journal": (backlogs.figures, ("journal-fsyncs", "journal-drain", "journal-idle", "journal-ledger")),
     "a write in the toolstack": (writes.figures, ("certcheck-avoided",)),
