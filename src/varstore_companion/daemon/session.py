@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 65_536
 """Bytes of one read."""
+AT_ONCE = 4
+"""How often in a row what comes is taken without a turn of the event loop: the others' requests wait meanwhile."""
 STOPPING = "the daemon is stopping"
 
 Handler = Callable[[RequestMessage], Awaitable[AnswerMessage]]
@@ -96,7 +98,7 @@ class Session:
     with INTERNAL and no other.
     """
 
-    __slots__ = ("_begun", "_complaints", "_connection", "_events", "_greet", "_handle", "_stream", "_wait")
+    __slots__ = ("_at_once", "_begun", "_complaints", "_connection", "_events", "_greet", "_handle", "_stream", "_wait")
 
     def __init__(
         self,
@@ -117,6 +119,7 @@ class Session:
         self._handle = handle
         self._wait = PeerWait(share)
         self._events = 0
+        self._at_once = 0
 
     def stop(self) -> None:
         """End the connection at once between two requests, otherwise after the one that is on its way or carried out."""
@@ -149,7 +152,11 @@ class Session:
 
     async def _receive(self, deadline: float) -> bool:
         """Take in what the peer sends next; False when the connection is over."""
-        data = await self._wait.receive(self._stream, CHUNK, deadline)
+        # Where the daemon shares a processor with its peer, the next request is there by now: a turn is a fifth of a write.
+        data = self._wait.receive_now(self._stream, CHUNK) if self._at_once < AT_ONCE else None
+        self._at_once = 0 if data is None else self._at_once + 1
+        if data is None:
+            data = await self._wait.receive(self._stream, CHUNK, deadline)
         if data is None and self._wait.stopped:
             await self._end(ErrorCode.SHUTTING_DOWN, STOPPING)
         elif data is None:
