@@ -1,7 +1,10 @@
 """One connection with a peer that is slow, silent, greedy, confused or gone."""
 
+import logging
 import random
+import socket
 from contextlib import suppress
+from uuid import UUID
 
 import pytest
 import trio
@@ -11,12 +14,14 @@ from support.daemon import Machine, Place, written
 from support.peer import Peer, Refused, connect
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.acceptor import Acceptor
+from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.limits import VM_BYTES
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
-from varstore_companion.daemon.session import CHUNK, Session
+from varstore_companion.daemon.session import CHUNK, Session, welcome
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState
+from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire import codec, messages
 from varstore_companion.wire.connection import Connection
 from varstore_companion.wire.errors import ErrorCode
@@ -33,6 +38,8 @@ from varstore_companion.wire.messages import (
     Reason,
     Verdict,
 )
+
+log = logging.getLogger(__name__)
 
 ON_BOOT = CertificatesState.UPDATE_ON_BOOT
 
@@ -418,3 +425,38 @@ async def test_who_does_not_wait_for_answers_gives_way_between_them(place: Place
         assert len(await peer.rest()) == 100
         nursery.cancel_scope.cancel()
     assert turns >= 90
+
+
+async def test_who_has_always_sent_the_next_request_gives_way_too() -> None:
+    """At least every sixth of its requests waits for a turn of the loop, however fast it is."""
+    turns = 0
+    hello = frame(Hello.of(ClientKind.TOOL, vm=UUID(int=1), name="eager"), 1)
+    to_come = iter([hello, *(frame(Ping(), number) for number in range(2, 102))])
+
+    class Eager(UnixStream):
+        """Its next request has come whenever it is asked for."""
+
+        def receive_now(self, most: int) -> bytes:
+            return next(to_come, b"")
+
+        async def receive_some(self, most: int) -> bytes:
+            await trio.lowlevel.checkpoint()
+            return self.receive_now(most)
+
+    async def handle(_ping: messages.RequestMessage) -> messages.AnswerMessage:
+        return PingAnswer(None)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await Session(Eager(theirs), messages.Socket.VM, Complaints("test", log), greet=welcome, handle=handle).run()
+            nursery.cancel_scope.cancel()
+    assert next(to_come, None) is None
+    assert turns >= 15
