@@ -20,6 +20,7 @@ from support.daemon import Machine, updated, written
 from support.fake_guard import Guard, Server
 from support.guards import Place
 from support.peer import Refused, greeted
+from support.processes import python
 from support.serve import Home
 from support.stock import Varstored
 from support.storemaker import scene
@@ -441,6 +442,24 @@ async def test_one_that_waits_for_its_guard_is_detached(tmp_path: Path, nursery:
     assert names(place) == {beside(path).name}
     assert await place.daemon.detach(path)
     assert names(place) == set()
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_waits_takes_over_a_guard_of_another_process(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """As every guard is. What stands beside its socket then is what waited for it."""
+    place = Place(tmp_path, nursery)
+    path = tmp_path / "vm"
+    attachments.save(place.saved, [interposed(uuid4(), path, resume=False)])
+    await nursery.start(place.daemon.run)
+    listening = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(2); print(); input()"
+    with python(listening, path) as (_, _, output):
+        assert await trio.to_thread.run_sync(output.readline)
+        theirs = inode(path)
+        await look(place)
+        assert (inode(beside(path)), names(place)) == (theirs, {path.name, beside(path).name})
+        assert inode(path) != theirs
+        assert await place.daemon.detach(path)
+        assert (inode(path), names(place)) == (theirs, {path.name})
     nursery.cancel_scope.cancel()
 
 

@@ -260,8 +260,10 @@ def _how(path: Path, there: _Found, aside: _Found, ours: Collection[tuple[int, i
     for name, found in ((path, there), (beside(path), aside)):
         if not (found.is_absent or found.is_socket):
             raise ConfigurationError(f"{name}: exists and is not a socket")
-    if there.is_living and aside.is_living and (there.listener != aside.listener or not there.listener):
-        # No guard leaves its former socket to another process: to put it over that one would be the end of the guard.
+    is_others = aside.identity not in ours and (there.listener != aside.listener or not there.listener)
+    if there.is_living and aside.is_living and is_others:
+        # Ours stands there while it waits for a guard. But no guard leaves its former socket to another process: to put it over
+        # that one would be the end of the guard.
         both = f"process {there.listener} listens there, and process {aside.listener} beside it"
         raise ConfigurationError(f"{path}: {both}: another daemon has taken it over")
     if there.status is not None and (there.is_living or (returning and not aside.is_living)):
