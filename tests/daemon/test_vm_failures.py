@@ -1,6 +1,7 @@
 """An update that fails never stops a boot (invariant 5)."""
 
 import errno
+import gc
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from support.daemon import MANIFEST, VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import keeping, rules, upstream
 from varstore_companion.daemon.alerts import STORE_DAMAGED
+from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
@@ -22,7 +24,7 @@ from varstore_companion.errors import (
 )
 from varstore_companion.journal import files
 from varstore_companion.sources import Loaded
-from varstore_companion.toolstack.interface import VmRecord
+from varstore_companion.toolstack.interface import LATE_SECONDS, VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.limits import MAX_TEXT
 from varstore_companion.wire.messages import Outcome, Presence, Reason
@@ -190,6 +192,21 @@ async def test_a_read_back_that_hangs(place: Place, autojump_clock: MockClock) -
     place.toolstack.hang_next("write")
     await failed_and_kept(place, machine, scene("ms2011").blob, "nor when it was read back")
     assert autojump_clock.current_time() > 15
+
+
+async def test_what_a_boot_left_unclear_is_over_by_the_next_attach(place: Place, autojump_clock: MockClock) -> None:
+    place.toolstack.late_seconds = LATE_SECONDS
+    place.host.ledger = opened_ledger(place.folder / "ledger")
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    place.toolstack.fail_next("write", UNCLEAR)
+    await failed_and_kept(place, machine, scene("ms2011").blob, "may still take this one")
+    assert await place.daemon.detach(machine.path)
+    await trio.sleep(LATE_SECONDS + 1)
+    gc.collect()
+    assert machine.vm not in place.daemon._vms
+    again = await place.attach(machine.vm, "again.sock")
+    assert (await again.boot()).outcome is Outcome.UPDATED
+    place.host.ledger.close()
 
 
 async def test_what_somebody_else_wrote_meanwhile_is_updated_instead(place: Place) -> None:

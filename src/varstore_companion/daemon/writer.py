@@ -62,6 +62,9 @@ class Writer:
         """Wait until it is."""
         await self.finished()
         await trio.sleep_until(self._late_until)
+        if self._sent and self._sending is None and self.is_settled and self._host.ledger is not None:
+            # Else whoever knows of it by the ledger alone would wait for it once more, each time anew.
+            self._host.ledger.forget(self._uuid)
 
     async def finished(self) -> None:
         """Wait until no call goes on that the toolstack could not leave."""
