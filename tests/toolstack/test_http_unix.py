@@ -1,6 +1,7 @@
 """One POST on a Unix socket: what comes back, and for everything that goes wrong whether the request had gone out."""
 
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -210,6 +211,18 @@ async def test_nobody_is_there(path: Path) -> None:
         await post(path, b"call")
     with pytest.raises(NotSentError, match="too long"):
         await post(path / ("x" * 200), b"call")
+
+
+async def test_without_a_descriptor_nothing_was_sent(path: Path) -> None:
+    async with listening(path, sending(b"")):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Those that are open stay; there is none for one more.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(NotSentError, match="Too many open files"):
+                await post(path, b"call")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def full(path: Path) -> list[socket.socket]:

@@ -96,7 +96,10 @@ async def _connect(path: Path, deadline: float) -> UnixStream | None:
     # Not by trio: it takes EAGAIN, which on a Unix socket is a full queue, for a connection under way.
     pause = BUSY_SECONDS
     while trio.current_time() < deadline:
-        socket = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM | stdlib_socket.SOCK_NONBLOCK)
+        try:
+            socket = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM | stdlib_socket.SOCK_NONBLOCK)
+        except OSError as error:  # no descriptor left, or no memory
+            raise NotSentError(f"{path}: {error.strerror}") from None
         try:
             socket.connect(os.fspath(path))
         except BlockingIOError:
