@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support import stock
-from support.daemon import Machine, updated, written
+from support.daemon import NOW, Machine, updated, written
 from support.fake_guard import Guard, Server
 from support.guards import Place
 from support.peer import Refused, greeted
@@ -28,11 +28,12 @@ from varstore_companion.cli.client import control
 from varstore_companion.daemon import attachments, interpose, sockets
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.attachments import Attachment, interposed
+from varstore_companion.daemon.held import digest_of
 from varstore_companion.daemon.interpose import beside
 from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.rename import Flag, rename
 from varstore_companion.daemon.session import RequestRefusedError
-from varstore_companion.errors import ConfigurationError
+from varstore_companion.errors import ConfigurationError, ToolstackUnavailableError
 from varstore_companion.journal import files
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
@@ -439,14 +440,38 @@ async def test_one_that_waits_for_its_guard_is_detached(tmp_path: Path, nursery:
     path = tmp_path / "vm"
     attachments.save(place.saved, [interposed(uuid4(), path, resume=False)])
     await nursery.start(place.daemon.run)
-    assert names(place) == {beside(path).name}
+    assert names(place) == set()
     assert await place.daemon.detach(path)
     assert names(place) == set()
     nursery.cancel_scope.cancel()
 
 
+async def test_one_that_waits_for_its_guard_is_not_taken_for_it(  # invariant 6
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """A store that the daemon read from itself would count as delivered."""
+    place = Place(tmp_path, nursery)
+    vm, path = uuid4(), tmp_path / "vm"
+    attachments.save(place.saved, [interposed(vm, path, resume=False)])
+    async with trio.open_nursery() as life:
+        await life.start(place.host.journal.run)
+        await place.host.journal.append(vm, written("ms2011", 1), (digest_of(OLD),), NOW)
+        life.cancel_scope.cancel()
+    place.host.journal.open()
+    await nursery.start(place.daemon.run)
+    for _ in range(60):
+        await wait_all_tasks_blocked()
+        mock_clock.jump(1)
+    assert place.host.journal.pending_count == 1
+    assert place.host.stats.delivered == 0
+    with pytest.raises(ToolstackUnavailableError, match="No such file"):
+        await place.toolstack.read(vm)
+    assert await place.daemon.detach(path)
+    nursery.cancel_scope.cancel()
+
+
 async def test_one_that_waits_takes_over_a_guard_of_another_process(tmp_path: Path, nursery: trio.Nursery) -> None:
-    """As every guard is. What stands beside its socket then is what waited for it."""
+    """As every guard is: by what the system says of a socket it is known from one of the daemon's own."""
     place = Place(tmp_path, nursery)
     path = tmp_path / "vm"
     attachments.save(place.saved, [interposed(uuid4(), path, resume=False)])

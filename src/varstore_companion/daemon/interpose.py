@@ -58,7 +58,7 @@ class How(Enum):
     EXCHANGE = "a guard's socket is there: it changes places with ours, which stands beside it"
     REPLACE = "a dead socket is there, and the guard is beside it: ours takes its place"
     CREATE = "nothing is there, and the guard is beside it"
-    WAIT = "nothing is there, and no guard: ours stands beside it until one comes"
+    WAIT = "nothing is there, and no guard: ours has no name until one comes, since beside it is where the guard is called"
 
 
 class Taking:
@@ -88,7 +88,7 @@ class Taking:
                 case How.CREATE:
                     rename(self._folder, self._at, name, Flag.NOREPLACE)
                 case How.WAIT:
-                    pass
+                    os.unlink(self._at, dir_fd=self._folder)
         except OSError as error:
             self.abandon()
             raise ConfigurationError(f"{self.bound.path}: cannot be interposed: {error.strerror}") from None
@@ -133,7 +133,7 @@ def prepare(path: Path, ours: Collection[tuple[int, int]], *, returning: bool = 
         folder = _open_folder(path)
         with _named(path):
             how, access = _how(path, _look(folder, name), _look(folder, aside), ours, returning=returning)
-            if how in (How.EXCHANGE, How.WAIT):
+            if how is How.EXCHANGE:
                 at, status = aside, place(folder, listener, aside, access)
             else:
                 at, status = make(folder, listener, aside, access)
@@ -161,9 +161,6 @@ def give_back(path: Path, bound: Bound | None) -> bool:
             there, put_aside = _look(folder, name), _look(folder, aside)
             ours = None if bound is None else (bound.device, bound.inode)
             is_ours = bound is not None and there.identity == ours
-            if bound is not None and put_aside.identity == ours:
-                os.unlink(aside, dir_fd=folder)
-                return True
             if not put_aside.is_socket:
                 if is_ours:
                     os.unlink(name, dir_fd=folder)
@@ -260,10 +257,8 @@ def _how(path: Path, there: _Found, aside: _Found, ours: Collection[tuple[int, i
     for name, found in ((path, there), (beside(path), aside)):
         if not (found.is_absent or found.is_socket):
             raise ConfigurationError(f"{name}: exists and is not a socket")
-    is_others = aside.identity not in ours and (there.listener != aside.listener or not there.listener)
-    if there.is_living and aside.is_living and is_others:
-        # Ours stands there while it waits for a guard. But no guard leaves its former socket to another process: to put it over
-        # that one would be the end of the guard.
+    if there.is_living and aside.is_living and (there.listener != aside.listener or not there.listener):
+        # No guard leaves its former socket to another process: to put it over that one would be the end of the guard.
         both = f"process {there.listener} listens there, and process {aside.listener} beside it"
         raise ConfigurationError(f"{path}: {both}: another daemon has taken it over")
     if there.status is not None and (there.is_living or (returning and not aside.is_living)):
