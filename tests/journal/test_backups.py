@@ -1,5 +1,6 @@
 """The exact old store before it is replaced."""
 
+import errno
 import json
 import os
 import stat
@@ -332,6 +333,26 @@ async def test_a_new_folder_is_durable_before_its_backup_is_kept(tmp_path: Path,
     # Nor does another life know how the one before ended.
     await kept(Backups(tmp_path), b"another", NOW + 2)
     assert len(synced) == 3
+
+
+async def test_one_that_is_there_already_is_durable_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk failed, or the process ended, between the last name and its sync."""
+    synced: list[Path] = []
+
+    def fails(path: Path) -> None:
+        if any(path.glob("*.vars")):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "sync_folder", fails)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await kept(Backups(tmp_path / "backups"), b"store")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await kept(Backups(tmp_path / "backups"), b"store")
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    backups = Backups(tmp_path / "backups")
+    assert await ids(backups) == [await kept(backups, b"store")]
+    assert tmp_path / "backups" / str(VM) in synced
 
 
 async def test_what_a_crash_cut_short_is_removed(tmp_path: Path) -> None:

@@ -224,6 +224,8 @@ class Backups:
         digest = sha256(store).hexdigest()
         newest = ids[-1] if ids else None
         if newest is not None and _holds(folder, _read(folder, vm, newest), why, store, digest):
+            # Who kept it may have failed, or been killed, before that was done.
+            files.sync_folder(folder)
             return newest
         name = f"{_stamp(now, newest)}-{digest[:12]}"
         about = {"vm": str(vm), "at": now, "why": why, "sha256": digest, "bytes": len(store), **request.describe()}
