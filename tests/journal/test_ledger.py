@@ -1,5 +1,6 @@
 """What is noted of writes that are under way outlives a killed daemon, and nothing else does."""
 
+import errno
 import os
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -95,6 +96,31 @@ def test_a_file_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
     for _ in range(3):
         ledger.note(uuid4(), A)
     assert len(caplog.messages) == 1
+
+
+def test_a_full_disk_keeps_no_daemon_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, one, two = tmp_path / "ledger", uuid4(), uuid4()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        ledger = opened(path)
+        ledger.note(one, A)
+        assert ledger.noted(one) == Noted(A, None)
+    assert len(caplog.messages) == 1
+    assert opened(path).noted(one) is None
+    path.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        ledger = opened(path)
+        ledger.note(one, A)
+    # There is room again.
+    ledger.note(two, A, B)
+    assert (opened(path).noted(one), opened(path).noted(two)) == (None, Noted(A, B))
 
 
 def test_where_no_start_of_the_host_can_be_told_nothing_is_trusted(

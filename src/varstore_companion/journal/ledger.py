@@ -47,9 +47,11 @@ class Ledger:
         self._used = 0
         self._noted: dict[UUID, Noted] = {}
         self._failed = False
+        # What the file has to begin with and does not yet.
+        self._header = b""
 
     def open(self) -> None:
-        """Read what the daemon before left. Raises `OSError`.
+        """Read what the daemon before left. Raises `OSError`, but not on a full disk: no VM must wait for that one.
 
         Where the kernel does not say which start of the host this is, nothing that was left can be trusted.
         """
@@ -61,7 +63,8 @@ class Ledger:
         data = os.pread(self._descriptor, _HEADER.size + MAX_VMS * _SLOT.size, 0)
         if start is None or data[: _HEADER.size] != header:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, header, 0)
+            self._header = header
+            self._begin()
             return
         self._used = (len(data) - _HEADER.size) // _SLOT.size
         for slot in range(self._used):
@@ -101,7 +104,7 @@ class Ledger:
             oldest, self._slots[vm] = self._slots.popitem(last=False)
             del self._noted[oldest]
         body = vm.bytes + held + (sent or _NONE)
-        self._write(vm, self._slots[vm], body + crc32(body).to_bytes(4, "little"))
+        self._write(self._slots[vm], body + crc32(body).to_bytes(4, "little"))
 
     def forget(self, vm: UUID) -> None:
         """Keep nothing of a VM: it may have been written to past this daemon."""
@@ -109,14 +112,27 @@ class Ledger:
         if slot is not None:
             del self._noted[vm]
             self._free.append(slot)
-            self._write(vm, slot, bytes(_SLOT.size))
+            self._write(slot, bytes(_SLOT.size))
 
-    def _write(self, vm: UUID, slot: int, data: bytes) -> None:
+    def _begin(self) -> None:
+        """Write the header, which makes the rest count."""
+        try:
+            os.pwrite(self._descriptor, self._header, 0)
+            self._header = b""
+        except OSError as error:
+            self._complain(error)
+
+    def _write(self, slot: int, data: bytes) -> None:
+        if self._header:
+            self._begin()
         try:
             os.pwrite(self._descriptor, data, _HEADER.size + slot * _SLOT.size)
         except OSError as error:
-            if not self._failed:
-                log.warning("vm=%s %s: %s: what is under way to the toolstack cannot be noted", vm, self._path, error.strerror)
-            self._failed = True
+            self._complain(error)
         else:
             self._failed = False
+
+    def _complain(self, error: OSError) -> None:
+        if not self._failed:
+            log.warning("%s: %s: what is under way to the toolstack cannot be noted", self._path, error.strerror)
+        self._failed = True
