@@ -447,6 +447,25 @@ async def test_a_pause_of_which_operators_may_know_is_told_again_by_the_next_dae
         assert guarded.told == [UPDATES_PAUSED]
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("can't start new thread")])
+async def test_that_a_pause_was_told_cannot_be_kept(
+    guarded: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(guarded.host.staging, "save", fails)
+    async with guarded.running():
+        vm = guarded.pause()
+        await wait_all_tasks_blocked()
+        assert guarded.told == [UPDATES_PAUSED]
+        assert f"alerts of the pause of updates again: {error}" in caplog.text
+        # And goes on.
+        guarded.host.alert(vm, Alert("LATER", 5, "text"))
+        await wait_all_tasks_blocked()
+        assert guarded.told == [UPDATES_PAUSED, "LATER"]
+
+
 async def test_a_pause_that_one_guard_refuses_is_told_over_another(guarded: Scene, mock_clock: MockClock) -> None:
     async with guarded.running():
         guarded.guards.trouble[guarded.pause()] = NO

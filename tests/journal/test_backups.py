@@ -137,6 +137,17 @@ async def test_what_is_too_old_expires_but_never_the_last_of_a_vm(tmp_path: Path
     assert await ids(backups, other) == [alone]
 
 
+async def test_a_system_without_threads_keeps_what_is_too_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def no_thread(*_given: object, **_named: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    await Backups(tmp_path).expire(NOW)
+    assert "can't start new thread" in caplog.text
+
+
 @pytest.mark.parametrize("keep", [1, 2, 10])
 async def test_the_order_does_not_depend_on_the_clock(tmp_path: Path, keep: int) -> None:
     backups = Backups(tmp_path, keep=keep)

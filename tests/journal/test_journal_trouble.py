@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import move, rmtree
 
 import pytest
+import trio
 
 from support.journals import files, running, segments, serving, size, until, vm
 from varstore_companion.errors import JournalError
@@ -397,6 +398,27 @@ async def test_a_journal_of_a_later_version_is_not_touched(folder: Path) -> None
     path.write_bytes(copy * 2 + path.read_bytes()[PAGE:])
     with pytest.raises(JournalError, match=rf"{path}: .*version 2"):
         Journal(folder).open()
+
+
+async def no_thread(*_given: object, **_named: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_a_system_without_threads_ends_no_journal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(folder) as journal:
+        entry = await journal.append(vm(1), b"one", (), 0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.to_thread, "run_sync", no_thread)
+            for _ in range(2):
+                with pytest.raises(JournalError, match="can't start new thread"):
+                    await journal.append(vm(1), b"two", (), 0.0)
+            with pytest.raises(JournalError, match="can't start new thread"):
+                await journal.done(entry)
+            assert journal.pending(vm(1)) == entry
+        later = await journal.append(vm(1), b"three", (), 0.0)
+        assert await journal.load(later) == b"three"
+        await journal.done(later)
+        await until(lambda: not segments(folder))
 
 
 async def test_other_files_are_left_alone(folder: Path) -> None:

@@ -162,7 +162,10 @@ class Backups:
 
     async def expire(self, now: float) -> None:
         """Remove what is older than `KEEP_DAYS`, of every VM. What cannot be removed is logged."""
-        await self._run(lambda: self._expire(now))
+        try:
+            await self._run(lambda: self._expire(now))
+        except RuntimeError as error:  # the standard library's, when the system gives no thread
+            log.warning("old backups stay until the next start: %s", error)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -229,7 +229,11 @@ class Journal:
             if size > BATCH:
                 break
             batch.append(request)
-        results = await self._in_thread(partial(self._segments.write, [(each.head, each.store) for each in batch]))
+        results: Sequence[Place | JournalError]
+        try:
+            results = await self._in_thread(partial(self._segments.write, [(each.head, each.store) for each in batch]))
+        except JournalError as error:
+            results = [error] * len(batch)
         for request, result in zip(batch, results, strict=True):
             # Until now it waited: were there a bug in what is above, it would be told.
             self._waiting.popleft()
@@ -255,9 +259,11 @@ class Journal:
             self._coming[head.vm] = _room(head)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        """Have the one thread that writes make a call, and wait for it also when cancelled."""
+        """Have the one thread that writes make a call, and wait for it also when cancelled. Raises `JournalError`."""
         try:
             return await trio.to_thread.run_sync(call, limiter=self._writing)
+        except RuntimeError as error:  # the standard library's, when the system gives no thread
+            raise self._error("nothing can be written", str(error)) from error
         finally:
             self._on_disk = self._segments.bytes_on_disk
 
