@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.fake_guard import Server, VmModel, Xapi, http, serving
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
@@ -65,6 +65,45 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     scene = Scene(tmp_path)
     async with serving(scene.server):
         yield scene
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_write_that_waited_for_something_else_until_its_deadline_was_not_sent(
+    scene: Scene, mock_clock: MockClock, is_known: bool
+) -> None:
+    """xapi takes connections and says nothing, as while it starts; what waits for one login waits in a row."""
+    other = uuid4()
+    scene.xapi.create(other, b"store", ON_BOOT)
+    if is_known:
+        await scene.toolstack.read(VM)
+        scene.toolstack._session = None
+    login = scene.server.next(held=True, method=LOGIN)
+    failed: list[Exception] = []
+
+    async def write(vm: UUID, held: trio.Event) -> None:
+        await held.wait()
+        with pytest.raises((UNAVAILABLE, UNCLEAR)) as error:
+            await scene.toolstack.write(vm, b"new", Update.NO, deadline=trio.current_time() + 5)
+        failed.append(error.value)
+
+    now = trio.Event()
+    now.set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, VM, now)
+        nursery.start_soon(write, other, login.reached)
+        nursery.start_soon(write, VM, login.reached)
+        await login.reached.wait()
+        await wait_all_tasks_blocked()
+        mock_clock.jump(5)
+    assert [type(each) for each in failed] == [UNAVAILABLE] * 3
+    assert (scene.model.store, SET in scene.took()) == (b"store", False)
+    # One that is with xapi may still be carried out.
+    call = scene.server.next(held=True, method=SET)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, VM, now)
+        await call.reached.wait()
+        mock_clock.jump(5)
+    assert type(failed[-1]) is UNCLEAR
 
 
 async def test_one_login_and_one_look_for_the_vm(scene: Scene) -> None:

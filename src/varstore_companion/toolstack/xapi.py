@@ -86,12 +86,23 @@ class XapiToolstack:
         """See `Toolstack.write`."""
         text = plain_text_of(store)
         known = self._vm(vm)
+        may_be_sent = False
+
+        async def put(reference: str) -> None:
+            nonlocal may_be_sent
+            if self._session is None:
+                await self._login(None)
+            may_be_sent = True
+            await self._set(reference, text, update)
+
         with trio.move_on_at(deadline):
             async with known.lock:
                 known.seen.confirm(expected)
-                await self._on(vm, known, lambda reference: self._set(reference, text, update))
+                await self._on(vm, known, put)
                 return known.seen.wrote(Digest(store))
-        raise ToolstackUnclearError("xapi did not answer in time")
+        if may_be_sent:
+            raise ToolstackUnclearError("xapi did not answer in time")
+        raise ToolstackUnavailableError("the write's turn at xapi did not come in time")
 
     async def mark(self, vm: UUID, *, mark: bool) -> CertificatesState:
         """See `Toolstack.mark`."""
