@@ -1,5 +1,6 @@
 """The list of attached sockets on disk."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_what_cannot_be_saved_leaves_the_list_before(tmp_path: Path, monkeypatch
     attachments.save(path, before)
 
     def fail(_descriptor: int) -> None:
-        raise OSError("no space")
+        raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
