@@ -12,7 +12,15 @@ from trio.testing import MockClock
 
 from varstore_companion.daemon import http_server
 from varstore_companion.daemon.complaints import Complaints
-from varstore_companion.daemon.http_server import CHUNK, IDLE_SECONDS, MAX_HEAD, REQUEST_SECONDS, SEND_SECONDS, HttpSession
+from varstore_companion.daemon.http_server import (
+    CHUNK,
+    IDLE_SECONDS,
+    MAX_HEAD,
+    READS_AT_ONCE,
+    REQUEST_SECONDS,
+    SEND_SECONDS,
+    HttpSession,
+)
 from varstore_companion.daemon.peer_wait import DRAIN_SECONDS
 from varstore_companion.errors import MalformedError
 from varstore_companion.unix_stream import UnixStream
@@ -468,3 +476,49 @@ async def test_who_does_not_wait_for_answers_gives_way_between_them() -> None:
             assert (await peer.answer())[0] == 200
         nursery.cancel_scope.cancel()
     assert turns >= 90
+
+
+class Fed(UnixStream):
+    """One byte of a request is there at every read: its peer sends the next one as soon as one is taken."""
+
+    def __init__(self, connected: socket.socket, data: bytes) -> None:
+        super().__init__(connected)
+        self.left = data
+        self.together = self.most_together = 0
+
+    def receive_now(self, most: int) -> bytes | None:
+        if not self._unread and self.left:
+            self._unread, self.left = self.left[:1], self.left[1:]
+            self.together += 1
+            self.most_together = max(self.most_together, self.together)
+        return super().receive_now(most)
+
+    async def receive_some(self, most: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.together = 0
+        return self.receive_now(most) or b""
+
+
+_VARSTOREDS = b"\r\n".join(
+    (
+        b"POST / HTTP/1.1",
+        b"Host: h",
+        b"Accept-Encoding: identity",
+        b"User-Agent: varstored/0.1",
+        b"Connection: close",
+        b"Content-Type: text/xml",
+        b"Content-Length: 500",
+        b"\r\n",
+    )
+)
+
+
+@pytest.mark.parametrize("at_once", [b"", _VARSTOREDS])
+async def test_who_sends_a_byte_whenever_one_is_read_gives_way_to_the_others(at_once: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        stream = Fed(theirs, post(b"x" * 500) if not at_once else b"x" * 500)
+        stream.unread(at_once)
+        await HttpSession(stream, Complaints("test", log), shout, limit=LIMIT, single=True).run()
+        assert ours.recv(CHUNK).endswith(b"\r\n\r\n" + b"X" * 500)
+    assert stream.most_together <= READS_AT_ONCE

@@ -35,6 +35,10 @@ LINGER_BYTES = 1024 * 1024
 SHOWN = 200
 """Characters of why a request is refused, in the log and in the answer: h11 quotes a line, and a peer makes it long."""
 CHUNK = 65_536
+READS_AT_ONCE = 8
+"""Of one request, without a turn of the event loop: the longest takes fewer. Who sends it byte by byte, as fast as it is read,
+would keep all others waiting for as long as that goes on.
+"""
 TOGETHER = 512 * 1024
 """Bytes of an answer that are put together and sent at once; a longer one is not copied."""
 PATHS = frozenset({b"/", b"/RPC2"})
@@ -87,6 +91,7 @@ class HttpSession:
         self._deadline = float("inf")
         self._wait = PeerWait(share)
         self._answered = False
+        self._reads_left = READS_AT_ONCE
 
     def stop(self) -> None:
         """End the connection at once between two requests, otherwise after the one that is on its way or carried out."""
@@ -111,6 +116,7 @@ class HttpSession:
 
     async def _one_request(self) -> bool:
         """Read, carry out and answer one request; False when the peer sends no more."""
+        self._reads_left = READS_AT_ONCE
         document = self._plain_document() if self._single else None
         if document is None:
             document = await self._any_document()
@@ -137,13 +143,13 @@ class HttpSession:
 
     def _plain_document(self) -> bytes | None:
         """The document of a request as varstored writes it that has come whole; None leaves what has come for h11."""
-        data = self._wait.receive_now(self._stream, CHUNK)
+        data = self._receive_now()
         if data is None:
             return None
         place = find_document(data)
         if place is not None and place[1] - place[0] <= self._limit:
             begin, end = place
-            while len(data) < end and (more := self._wait.receive_now(self._stream, CHUNK)):
+            while len(data) < end and (more := self._receive_now()):
                 data += more
             if len(data) >= end:
                 return data[begin:end]
@@ -185,7 +191,7 @@ class HttpSession:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             between = self._http.their_state is h11.IDLE and not self._http.trailing_data[0]
             # The rest of a request, which is bounded, is mostly there; a next one gives way to the other connections.
-            data = None if between and self._answered else self._wait.receive_now(self._stream, CHUNK)
+            data = None if between and self._answered else self._receive_now()
             if data is None:
                 data = await self._wait.receive(self._stream, CHUNK, self._deadline)
             if data is None:
@@ -196,6 +202,13 @@ class HttpSession:
                 self._deadline = trio.current_time() + REQUEST_SECONDS
             self._http.receive_data(data)
         return event
+
+    def _receive_now(self) -> bytes | None:
+        """What of a request has come; None when there is nothing yet, or it is the others' turn."""
+        if not self._reads_left:
+            return None
+        self._reads_left -= 1
+        return self._wait.receive_now(self._stream, CHUNK)
 
     async def _refuse(self, refused: _RefusedError) -> None:
         self._complaints.add(f"closed: {refused.status} {printable(refused.why)}")
