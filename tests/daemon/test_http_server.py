@@ -241,6 +241,7 @@ async def test_the_largest_document_is_taken() -> None:
         (post(b"call", b"X: a\0b"), 400),
         (b"POST / HTTP/1.1\r\n" + b"X: " + b"x" * 2 * CHUNK + b"\r\n\r\n", 431),
         (b"POST /" + b"x" * 2 * MAX_HEAD, 431),
+        (post(b"call", *[b"a:b"] * (MAX_HEAD // 4)), 431),
         (b"POST / HTTP/1.1\r\n" + b"A: b\r\n" * CHUNK, 431),
     ],
 )
