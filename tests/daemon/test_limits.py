@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.daemon import Machine, Place, written
 from support.peer import Peer, Refused
-from support.stock import GET, GET_STATE, SET, Failed, S, V, Varstored
+from support.stock import GET, GET_STATE, LOGOUT, SET, Failed, S, V, Varstored, exchange, request
 from support.storemaker import scene
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.limits import Credits, Gate, InFlight, Limits, Share
@@ -176,6 +176,18 @@ async def test_the_boot_of_an_unmodified_varstored_spends_no_credit(place: Place
         assert await Varstored(machine.path, machine.vm).call(GET, S, V)
         assert trio.current_time() == pytest.approx(at)
     assert place.host.stats.updates == 1
+
+
+async def test_what_no_varstored_writes_is_parsed_as_fast_as_credit_lets_it(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=1)
+    machine = await place.machine(scene("ms2011").blob)
+    plain = request(LOGOUT, S, V)
+    for _ in range(10):
+        await exchange(machine.path, plain)
+    assert trio.current_time() == 0
+    for at in (0, 0.5, 1):
+        assert b"MESSAGE_PARAMETER_COUNT_MISMATCH" in await exchange(machine.path, plain.replace(b"'1.0'", b'"1.0"'))
+        assert trio.current_time() == pytest.approx(at)
 
 
 async def test_reads_that_come_together_are_answered_within_their_time(place: Place, autojump_clock: MockClock) -> None:

@@ -139,8 +139,12 @@ class Vm:
     async def read_for_peer(self) -> VmRecord:
         """As `read`, for who speaks to the VM's own socket: as fast as its credit for reads lets it."""
         deadline = trio.current_time() + READ_SECONDS
-        await self._read_credits.spend(self._host.rules.limits, deadline)
+        await self.spend_read(deadline)
         return await self.read(deadline)
+
+    async def spend_read(self, deadline: float = float("inf")) -> None:
+        """Take one of the VM's credit for reads, as `Credits.spend` does: also for what costs the daemon as much as a read."""
+        await self._read_credits.spend(self._host.rules.limits, deadline)
 
     async def _read(self, deadline: float) -> VmRecord | None:
         """One try of `read`; None when a journaled store was delivered meanwhile: what was read may be from before that."""
