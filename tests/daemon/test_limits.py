@@ -1,7 +1,8 @@
 """An overload slows the VM that makes it, and no other."""
 
+import socket
 from base64 import b64encode
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,9 @@ from support.peer import Peer, Refused
 from support.stock import GET, GET_STATE, LOGOUT, SET, Failed, S, V, Varstored, exchange, request
 from support.storemaker import scene
 from varstore_companion.daemon import vm as vm_module
-from varstore_companion.daemon.limits import Credits, Gate, InFlight, Limits, Share
+from varstore_companion.daemon.limits import FREE_BYTES, VM_BYTES, Credits, Gate, InFlight, Limits, Share
+from varstore_companion.daemon.sockets import VM_CONNECTIONS
+from varstore_companion.daemon.vm_socket import FIRST_BYTES
 from varstore_companion.errors import MalformedError, ToolstackUnavailableError
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
@@ -350,3 +353,19 @@ async def test_a_marked_boot_that_has_no_turn_in_time_boots_as_it_is(place: Plac
     assert outcomes == {"first": Outcome.FAILED, "second": Outcome.FAILED}
     assert place.host.stats.updates_held_back == 1
     assert (await second.boot()).outcome is Outcome.UPDATED
+
+
+async def test_requests_that_never_end_hold_no_more_than_the_limit_and_what_is_free(place: Place) -> None:
+    machine = await place.machine(scene("ms2011").blob)
+    with ExitStack() as open_:
+        for _ in range(VM_CONNECTIONS):
+            stream = open_.enter_context(socket.socket(socket.AF_UNIX))
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * FIRST_BYTES)
+            # All of it is there by the time that the connection is taken.
+            stream.connect(str(machine.path))
+            stream.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 250000\r\n\r\n".ljust(FIRST_BYTES))
+            await wait_all_tasks_blocked()
+        most = VM_BYTES + (VM_CONNECTIONS - VM_BYTES // FIRST_BYTES) * FREE_BYTES
+        assert VM_BYTES < place.host.in_flight.total <= most
+    await wait_all_tasks_blocked()
+    assert place.host.in_flight.total == 0

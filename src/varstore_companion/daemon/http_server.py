@@ -172,6 +172,8 @@ class HttpSession:
         document = bytearray()
         while isinstance(event := await self._next_event(), h11.Data):
             document += event.data
+            # Or it would be held twice for as long as the rest takes to come.
+            del event
         return bytes(document) if isinstance(event, h11.EndOfMessage) else None
 
     def _admit(self, head: h11.Request) -> None:

@@ -199,4 +199,9 @@ class Share:
         """Whether a connection may read on now."""
         if self._held.get(connection, 0) < FREE_BYTES or next(iter(self._held)) is connection:
             return True
-        return sum(self._held.values()) < self._limit and not self._all.is_full
+        return not self.is_full
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a connection may read no more than what each always may."""
+        return sum(self._held.values()) >= self._limit or self._all.is_full

@@ -11,7 +11,7 @@ from varstore_companion.daemon.boot_read import BootRead, fitting
 from varstore_companion.daemon.cold_boot import BootOutcome
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.first_byte import POST, FirstByte
-from varstore_companion.daemon.limits import Share
+from varstore_companion.daemon.limits import FREE_BYTES, Share
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.stock import Stock, answer_at_once
 from varstore_companion.daemon.vm import Vm
@@ -67,7 +67,7 @@ class VmSocket:
         # What is wrong with the socket its session finds, too.
         with suppress(trio.BrokenResourceError):
             # Who connects speaks at once, and has spoken by the time that the connection is taken.
-            if data := stream.receive_now(FIRST_BYTES):
+            if data := stream.receive_now(FREE_BYTES if self._share.is_full else FIRST_BYTES):
                 answer = answer_at_once(data)
                 if answer is not None:
                     return answer
