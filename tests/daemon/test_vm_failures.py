@@ -15,6 +15,7 @@ from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import keeping, rules, upstream
 from varstore_companion.daemon.alerts import STORE_DAMAGED
 from varstore_companion.daemon.journals import opened_ledger
+from varstore_companion.daemon.cold_boot import FAILED_SECONDS
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
@@ -252,6 +253,30 @@ async def test_an_alert_that_fails_delays_no_boot_and_no_later_alert(place: Plac
     other = await place.machine(scene("ms2011").blob, ON_BOOT, name="other.sock")
     assert (await other.boot()).outcome is Outcome.UPDATED
     await alerted(place, UPDATED)
+
+
+async def test_who_asks_for_its_boot_over_and_over_fills_neither_alerts_nor_history_nor_log(
+    place: Place, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> tuple[int, int]:
+        return len(place.alerts()), sum("update at boot failed" in line for line in caplog.messages)
+
+    machine = await place.machine(scene("nearly_full").blob, ON_BOOT)
+    for _ in range(50):
+        assert (await machine.boot()).outcome is Outcome.FAILED
+    assert told() == (1, 1)
+    # Another reason is worth a line, and waits for its alert.
+    place.write_elsewhere(machine, scene("room_without_headroom").blob)
+    for _ in range(50):
+        assert (await machine.boot()).outcome is Outcome.FAILED
+    assert told() == (1, 2)
+    mock_clock.jump(FAILED_SECONDS)
+    assert (await machine.boot()).outcome is Outcome.FAILED
+    await trio.testing.wait_all_tasks_blocked()
+    assert told() == (2, 3)
+    assert place.host.stats.updates_failed == 101
+    lines, _ = await place.history.read(machine.vm)
+    assert len(lines) == 3
 
 
 async def test_an_alert_that_hangs_delays_nothing(place: Place, mock_clock: MockClock) -> None:

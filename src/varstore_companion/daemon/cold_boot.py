@@ -41,6 +41,10 @@ DELIVER_SECONDS = 8.0
 """Of a boot's time, for bringing a journaled store to the toolstack first."""
 RETRY_SECONDS = 0.25
 """Between two tries to read the store while the toolstack is unavailable, as when it restarts."""
+FAILED_SECONDS = 60.0
+"""At least between two alerts of one VM about failed updates, and two entries with one reason in log and history: who asks for
+its boot over and over must not fill them.
+"""
 DECISIONS = 4
 """How often a boot is decided anew because somebody else changed the store meanwhile."""
 
@@ -76,7 +80,7 @@ class LastUpdate:
 class ColdBoot:
     """The caller sees to it that no write of the VM's own comes meanwhile."""
 
-    __slots__ = ("_backlog", "_host", "_upstream", "_uuid", "_was_updated", "last_update")
+    __slots__ = ("_alerted", "_backlog", "_host", "_told", "_upstream", "_uuid", "_was_updated", "last_update")
 
     def __init__(self, uuid: UUID, host: Host, upstream: Upstream, backlog: Backlog) -> None:
         self._uuid = uuid
@@ -85,6 +89,9 @@ class ColdBoot:
         self._backlog = backlog
         self.last_update: LastUpdate | None = None
         self._was_updated = False
+        # Of failed updates, in trio's time: the last alert, and the last reason that was told with when that was.
+        self._alerted = float("-inf")
+        self._told = "", float("-inf")
 
     async def answer(self, deadline: float) -> Boot:
         """The answer, with the update if one is marked, within `deadline` (trio's clock), which the caller enforces.
@@ -260,10 +267,15 @@ class ColdBoot:
         # It goes into the log, the list and the answer, and a guest's store can make it long.
         reason = clip(printable(reason), MAX_TEXT)
         self._host.stats.updates_failed += 1
-        log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
-        self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
-        self._host.alert(self._uuid, alerts.update_failed(self._uuid, reason))
+        now, (told, told_at) = trio.current_time(), self._told
+        if reason != told or now - told_at >= FAILED_SECONDS:
+            self._told = reason, now
+            log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
+            self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
+        if now - self._alerted >= FAILED_SECONDS:
+            self._alerted = now
+            self._host.alert(self._uuid, alerts.update_failed(self._uuid, reason))
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
     async def _tell_the_truth(self, record: VmRecord, store: bytes, deadline: float) -> Boot:
