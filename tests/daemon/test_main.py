@@ -4,20 +4,21 @@ import json
 import os
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.daemon import Machine, Place, updated, written
-from support.peer import connect, greeted
+from support.peer import Refused, connect, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import attachments
 from varstore_companion.daemon.attachments import Attachment, NewerListError
 from varstore_companion.daemon.config import Settings
-from varstore_companion.daemon.main import opened
+from varstore_companion.daemon.main import LAST_SECONDS, STOP_SECONDS, opened
 from varstore_companion.errors import ConfigurationError, ToolstackUnavailableError
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.state import CertificatesState
@@ -251,6 +252,33 @@ async def test_a_stop_waits_for_the_boots_under_way(place: Place) -> None:
             assert not stopped.is_set()
             hang.release.set()
     assert stopped.is_set()
+
+
+async def test_a_request_that_does_not_end_costs_no_other_vm_its_last_alert(place: Place, autojump_clock: MockClock) -> None:
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    slow = await place.machine(scene("ms2011").blob, OK, name="slow.sock")
+    hang = place.toolstack.hang_next("read")
+
+    async def read() -> None:
+        with suppress(Refused):
+            await slow.boot(Reason.TOOL)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await hang.reached.wait()
+        alert = place.toolstack.hang_next("alert")
+        assert (await machine.boot()).outcome is Outcome.UPDATED
+        begun = trio.current_time()
+
+        async def release() -> None:
+            await trio.sleep(STOP_SECONDS + LAST_SECONDS / 2)
+            alert.release.set()
+
+        nursery.start_soon(release)
+        await place.daemon.stop()
+        assert STOP_SECONDS <= trio.current_time() - begun < STOP_SECONDS + LAST_SECONDS
+        assert place.alerts() == ["VM_SECURE_BOOT_CERTIFICATES_UPDATED"]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_stop_while_sockets_come_and_go(place: Place) -> None:

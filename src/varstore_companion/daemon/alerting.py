@@ -36,7 +36,7 @@ LONGEST_PAUSE_SECONDS = 60.0
 KEPT_SECONDS = 6 * 3_600.0
 """Longer than a toolstack is upgraded or repaired. By then the VM has booted again, or its history is where to look."""
 END_SECONDS = 5.0
-"""For the last tries when the daemon stops: half of what it has for all that is under way."""
+"""For the last tries when the daemon stops, once what was under way is done."""
 OTHERS_TRIED = 8
 """Ways over other VMs that one try of an alert about the host takes."""
 

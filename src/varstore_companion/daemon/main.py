@@ -52,6 +52,8 @@ XAPI_CONNECTIONS = 64
 """Connections of xapi's clients: each can hold a document of a quarter of a MiB, and keeps its place for two minutes."""
 STOP_SECONDS = 10.0
 """For requests that are being carried out when the daemon is told to stop."""
+LAST_SECONDS = 6.0
+"""For alerts and histories after that. Time of their own: one VM that does not take its answers uses up the other."""
 
 
 class Daemon:
@@ -119,12 +121,16 @@ class Daemon:
             await trio.sleep_forever()
 
     async def stop(self) -> None:
-        """Accept nothing more; wait until each connection has finished its request, and alerts and histories are out."""
+        """Accept nothing more; wait until each connection has finished its request, and alerts and histories are out.
+
+        For a request `STOP_SECONDS` at most are waited.
+        """
         acceptors = list(self._acceptors())
         for acceptor in acceptors:
             acceptor.stop()
-        for acceptor in acceptors:
-            await acceptor.emptied()
+        with trio.move_on_after(STOP_SECONDS):
+            for acceptor in acceptors:
+                await acceptor.emptied()
         self._host.end_alerts()
         await self._host.history.finish()
         await self._alerts_sent.wait()
@@ -381,7 +387,7 @@ async def _serve(settings: Settings, source: Source) -> None:
                 log.info("%s: stopping", signal.Signals(number).name)
                 break
             await service.stopping(f"stopping: {daemon.connections} connections finish their requests")
-            with trio.move_on_after(STOP_SECONDS):
+            with trio.move_on_after(STOP_SECONDS + LAST_SECONDS):
                 await daemon.stop()
             nursery.cancel_scope.cancel()
     log.info("stopped")
