@@ -122,3 +122,36 @@ async def test_reading_can_be_ended_by_another_task_and_begun_anew(ends: tuple[U
     ends[1].wake()
     await ends[0].send_all(b"more")
     assert await ends[1].receive_some(100) == b"more"
+
+
+async def test_who_is_hurried_has_so_long_for_all_that_is_sent(
+    ends: tuple[UnixStream, UnixStream], autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            assert not await ends[0].send_all(MANY, seconds=60)
+            assert trio.current_time() == pytest.approx(3)
+
+        nursery.start_soon(send)
+        await trio.sleep(1)
+        ends[0].hurry(2)
+        ends[0].hurry(10)
+    assert not await ends[0].send_all(MANY, seconds=60)
+    assert trio.current_time() == pytest.approx(3)
+    # What needs no waiting goes on.
+    while await ends[1].receive_some(len(MANY)) and ends[1].receive_now(1) is not None:
+        pass
+    assert await ends[0].send_all(b"more")
+
+
+async def test_only_the_waiting_for_its_peer_counts_against_who_is_hurried(
+    ends: tuple[UnixStream, UnixStream], autojump_clock: MockClock
+) -> None:
+    ends[0].hurry(2)
+    await trio.sleep(100)
+    for passed in (1.5, 0.5, 0):
+        begun = trio.current_time()
+        with trio.move_on_after(1.5):
+            assert not await ends[0].send_all(MANY, seconds=60)
+        assert trio.current_time() - begun == pytest.approx(passed)

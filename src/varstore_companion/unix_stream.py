@@ -19,12 +19,14 @@ class UnixStream:
     Every method raises `trio.BrokenResourceError` when the peer is gone or the socket is closed.
     """
 
-    __slots__ = ("_unread", "socket")
+    __slots__ = ("_patience", "_sending", "_unread", "socket")
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)  # noqa: FBT003  the standard library takes it by position only
         self.socket = connected
         self._unread = b""
+        self._sending: trio.CancelScope | None = None
+        self._patience = float("inf")
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,12 +75,24 @@ class UnixStream:
         """Send all of it; False when the peer does not take it within `seconds`."""
         sent = self._send(data)
         if sent < len(data):
-            with trio.move_on_after(seconds) as scope, memoryview(data) as view:
-                while sent < len(data):
-                    await trio.lowlevel.wait_writable(self.socket)
-                    sent += self._send(view[sent:])
+            scope = self._sending = trio.CancelScope(deadline=trio.current_time() + min(seconds, self._patience))
+            try:
+                with scope, memoryview(data) as view:
+                    while sent < len(data):
+                        await trio.lowlevel.wait_writable(self.socket)
+                        sent += self._send(view[sent:])
+            finally:
+                self._sending = None
+                if self._patience < float("inf"):
+                    self._patience = min(self._patience, max(0.0, scope.deadline - trio.current_time()))
             return not scope.cancelled_caught
         return True
+
+    def hurry(self, seconds: float) -> None:
+        """Wait so long at most for the peer from now on, in all that is sent, also by a `send_all` that has begun."""
+        self._patience = min(self._patience, seconds)
+        if self._sending is not None:
+            self._sending.deadline = min(self._sending.deadline, trio.current_time() + seconds)
 
     @property
     def peer_has_left(self) -> bool:

@@ -511,6 +511,44 @@ def _no_room(*_given: object, **_named: object) -> None:
     raise OSError(24, "Too many open files")
 
 
+async def test_what_one_vms_former_socket_still_does_holds_up_no_other_vms_attach(place: Place, mock_clock: MockClock) -> None:
+    machine, _, server = await place.interposed(OLD, AVAILABLE, resume=True)
+    await Varstored(machine.path, machine.vm).write(OLD)
+    again = interposed(machine.vm, machine.path, resume=True)
+    held = server.next(method="VM.get_NVRAM", until=trio.Event())
+    refusals: list[ErrorCode] = []
+
+    async def read() -> None:
+        with pytest.raises(stock.Failed):
+            await Varstored(machine.path, machine.vm).read()
+
+    async def attach_again() -> None:
+        with pytest.raises(RequestRefusedError) as refused:
+            await place.daemon.attach(again)
+        refusals.append(refused.value.code)
+
+    async with trio.open_nursery() as reading:
+        reading.start_soon(read)
+        await held.reached.wait()
+        await place.daemon.detach(machine.path)
+        async with trio.open_nursery() as attaching:
+            attaching.start_soon(attach_again)
+            await wait_all_tasks_blocked()
+            # It is held up by nothing, and comes while the first one waits.
+            other, *_ = await place.interposed(OLD, AVAILABLE)
+            assert (await other.boot()).store == OLD
+            assert not refusals
+            # Less than the guard has for its answer.
+            for _ in range(3):
+                mock_clock.jump(2)
+                await wait_all_tasks_blocked()
+            assert refusals == [ErrorCode.BUSY]
+        assert held.until is not None
+        held.until.set()
+    assert not await place.daemon.attach(again)
+    assert await Varstored(machine.path, machine.vm).read() == OLD
+
+
 # Daemons that restart
 
 

@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 2.0
 """For what a peer is about to send when the daemon stops: it is on this machine, and has connected already."""
+TAKE_SECONDS = 5.0
+"""For a peer to take its answers when the daemon stops, or its socket is no more: half of what a stop has for all requests."""
 
 
 class PeerWait:
@@ -20,19 +22,25 @@ class PeerWait:
     `share`: of the bytes that may be in flight; None where nobody is counted.
     """
 
-    __slots__ = ("_held", "_reading", "_scope", "_share", "_until", "stopped")
+    __slots__ = ("_held", "_reading", "_scope", "_share", "_stream", "_until", "stopped")
 
     def __init__(self, share: Share | None = None) -> None:
         self._share = share
         self._held = 0
         self._scope: trio.CancelScope | None = None
         self._reading: UnixStream | None = None
+        self._stream: UnixStream | None = None
         self._until = float("inf")
         self.stopped = False
 
     def stop(self, patience: float = 0.0) -> None:
-        """End the wait, and every later one, in `patience` seconds: at once, and before it begins, when there is none."""
+        """End the wait, and every later one, in `patience` seconds: at once, and before it begins, when there is none.
+
+        From now on the peer that is served has `TAKE_SECONDS` to take all of its answers.
+        """
         self.stopped = True
+        if self._stream is not None:
+            self._stream.hurry(TAKE_SECONDS)
         self._until = min(self._until, trio.current_time() + patience)
         if self._scope is not None:
             self._scope.deadline = min(self._scope.deadline, self._until)
@@ -41,6 +49,9 @@ class PeerWait:
 
     async def serve(self, stream: UnixStream, run: Callable[[], Awaitable[None]], who: str) -> None:
         """Serve a connection by `run` until either side ends it. Closes the stream."""
+        self._stream = stream
+        if self.stopped:
+            stream.hurry(TAKE_SECONDS)
         async with stream:
             try:
                 await run()

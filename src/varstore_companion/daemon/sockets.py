@@ -33,6 +33,8 @@ LOOK_SECONDS = (1.0, 30.0)
 """The first pause before the next try, doubled up to the second."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
+FORMER_SECONDS = 6.0
+"""For what comes through a guard's former socket to end, before it is taken over again; no other VM's attach waits for that."""
 WATCH_SECONDS = 1.0
 """Between two looks at the guards' sockets that are taken over: for so long a guard that restarts has its socket to itself."""
 
@@ -103,7 +105,14 @@ class Sockets:
             yield each.acceptor
 
     async def attach(self, attachment: Attachment) -> bool:
-        """Serve a socket and remember it; True when the very same one is served already. Raises `ConfigurationError`."""
+        """Serve a socket and remember it; True when the very same one is served already.
+
+        Raises `ConfigurationError`, and `RequestRefusedError` where it cannot be now.
+        """
+        if attachment.path not in self.served:
+            with trio.move_on_after(FORMER_SECONDS):
+                for each in self._former(attachment):
+                    await each.acceptor.emptied()
         async with self._changing:
             there = self.served.get(attachment.path)
             if there is not None:
@@ -253,9 +262,9 @@ class Sockets:
     async def _interpose(self, attachment: Attachment, kept: list[Attachment]) -> None:
         """Take over a guard's socket, in the order that `interpose` gives. Raises `ConfigurationError`."""
         self._confirm_upstream(attachment)
-        for each in [each for each in self._retiring if each.attachment.path == attachment.path]:
-            # Its calls go to the guard at this path, which must not become ours under them.
-            await each.acceptor.emptied()
+        if any(each.acceptor.connections for each in self._former(attachment)):
+            text = f"{attachment.path}: a request that came before it was detached is not done yet: attach it again in a while"
+            raise RequestRefusedError(ErrorCode.BUSY, text)
         taking = interpose.prepare(attachment.path, self._identities())
         try:
             await self._save(kept)
@@ -270,6 +279,10 @@ class Sockets:
             await self._save_after(attachment.path)
             raise
         self._serve(attachment, taking.bound, fresh=True)
+
+    def _former(self, attachment: Attachment) -> list[Attached]:
+        """Whose last calls go to the guard at this path, which must not become ours under them."""
+        return [each for each in self._retiring if attachment.interpose and each.attachment.path == attachment.path]
 
     async def _watch(self) -> None:
         while True:
