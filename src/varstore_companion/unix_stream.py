@@ -101,6 +101,11 @@ class UnixStream:
         poller.register(self.socket.fileno(), 0)
         return bool(poller.poll(0))
 
+    def confirm_peer(self) -> None:
+        """Raise `trio.BrokenResourceError` when the peer has closed its end: what it asked for and gave up is left undone."""
+        if self.peer_has_left:
+            raise trio.BrokenResourceError("the peer left before its call was carried out")
+
     def send_eof(self) -> None:
         """Send nothing more; the peer's bytes can still be received."""
         try:

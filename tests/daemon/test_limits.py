@@ -193,6 +193,23 @@ async def test_what_no_varstored_writes_is_parsed_as_fast_as_credit_lets_it(plac
         assert trio.current_time() == pytest.approx(at)
 
 
+async def test_what_waits_for_credit_and_is_given_up_comes_after_nothing(
+    place: Place, mock_clock: MockClock
+) -> None:  # invariant 9
+    limit(place, write_burst=1)
+    machine = await place.machine(scene("ms2011").blob)
+    odd = request(SET, S, V, b64encode(written("ms2011", 1)).decode()).replace(b"'1.0'", b'"1.0"')
+    await exchange(machine.path, request(LOGOUT, S).replace(b"'1.0'", b'"1.0"'))
+    async with await trio.open_unix_socket(str(machine.path)) as stream:
+        await stream.send_all(odd)
+        await wait_all_tasks_blocked()
+    await Varstored(machine.path, machine.vm).call(SET, S, V, b64encode(written("ms2011", 2)).decode())
+    mock_clock.jump(1)
+    await wait_all_tasks_blocked()
+    assert place.toolstack.writes
+    assert place.record(machine).store == written("ms2011", 2)
+
+
 async def test_reads_that_come_together_are_answered_within_their_time(place: Place, autojump_clock: MockClock) -> None:
     limit(place, write_burst=1, writes_per_second=1)
     vm = place.new_vm(scene("ms2011").blob, OK)

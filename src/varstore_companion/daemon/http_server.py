@@ -69,7 +69,8 @@ class _RefusedError(Exception):
 class HttpSession:
     """One connection from its first byte to its last. `complaints` takes what its peer does wrong.
 
-    `answer` maps a document to its answer, and raises `MalformedError` for what is not a document of its kind: status 400.
+    `answer` maps a document to its answer, and raises `MalformedError` for what is not a document of its kind: status 400, and
+    `trio.BrokenResourceError` when the peer has left before anything was done.
     A bug in it ends this connection with status 500 and no other. `limit`: bytes of a document. `single`: the first answer
     closes the connection, for peers that read to its end; `share`: of the bytes in flight.
     """
@@ -124,13 +125,14 @@ class HttpSession:
             document = await self._any_document()
         if document is None:
             return False
-        if self._stream.peer_has_left:
-            # As with the framed protocol: what it gave up must not come after what it sends next (invariant 9).
-            raise trio.BrokenResourceError("the peer left before its call was carried out")
+        # As with the framed protocol: what it gave up must not come after what it sends next (invariant 9).
+        self._stream.confirm_peer()
         try:
             answer = await self._answer(document)
         except MalformedError as error:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except trio.BrokenResourceError:
+            raise
         except Exception:
             # Whatever a document leads to, it ends its own connection, with an answer.
             log.exception("%s met a bug", self._complaints.who)

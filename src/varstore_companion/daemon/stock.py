@@ -10,6 +10,7 @@ end it as a failure, so a store that cannot be had is a `Failure` (invariant 4).
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from varstore_companion.daemon.alerts import SECURE_BOOT_FAILED_TEXT
 from varstore_companion.daemon.boot_read import BootRead
@@ -63,14 +64,17 @@ class Stock:
 
     def session(self, stream: UnixStream) -> HttpSession:
         """The session of one connection, which is one call."""
-        return HttpSession(stream, self._complaints, self.answer, limit=MAX_DOCUMENT, single=True, share=self._share)
+        answer = partial(self.answer, stream)
+        return HttpSession(stream, self._complaints, answer, limit=MAX_DOCUMENT, single=True, share=self._share)
 
-    async def answer(self, document: bytes) -> bytes:
+    async def answer(self, stream: UnixStream, document: bytes) -> bytes:
         """Carry out a call and write its answer. Raises `MalformedError` for what is no call."""
         plain: tuple[str, Sequence[Value | Base64]] | None = plain_xmlrpc.read_call(document)
         if plain is None:
             # No varstored writes such a document, and it can be made to take the parser 10 ms, in which nobody else is served.
             await self._vm.spend_read()
+            # It may have been given up meanwhile, and something newer have been sent.
+            stream.confirm_peer()
             call = parse_call(document)
             plain = call.method, call.parameters
         method, parameters = plain
