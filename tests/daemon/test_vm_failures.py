@@ -279,6 +279,22 @@ async def test_who_asks_for_its_boot_over_and_over_fills_neither_alerts_nor_hist
     assert len(lines) == 3
 
 
+@pytest.mark.parametrize("case", ["paused", "first"])
+async def test_boots_that_say_the_same_over_and_over_do_not_fill_the_log(
+    place: Place, case: str, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    machine = await place.machine(*((scene("ms2011").blob, ON_BOOT) if case == "paused" else (None, OK)))
+    if case == "paused":
+        place.host.staging.pause("an operator paused them")
+    caplog.clear()
+    for expected in (1, 2):
+        for _ in range(20):
+            await machine.boot()
+        assert sum(str(machine.vm) in line for line in caplog.messages) == expected
+        mock_clock.jump(FAILED_SECONDS)
+
+
 async def test_an_alert_that_hangs_delays_nothing(place: Place, mock_clock: MockClock) -> None:
     hang = place.toolstack.hang_next("alert")
     for number in range(3):

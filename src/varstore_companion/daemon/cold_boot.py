@@ -42,8 +42,8 @@ DELIVER_SECONDS = 8.0
 RETRY_SECONDS = 0.25
 """Between two tries to read the store while the toolstack is unavailable, as when it restarts."""
 FAILED_SECONDS = 60.0
-"""At least between two alerts of one VM about failed updates, and two entries with one reason in log and history: who asks for
-its boot over and over must not fill them.
+"""At least between two alerts of one VM about failed updates, and two lines of log and history about its boots that say the
+same: who asks for its boot over and over must not fill them.
 """
 DECISIONS = 4
 """How often a boot is decided anew because somebody else changed the store meanwhile."""
@@ -89,7 +89,7 @@ class ColdBoot:
         self._backlog = backlog
         self.last_update: LastUpdate | None = None
         self._was_updated = False
-        # Of failed updates, in trio's time: the last alert, and the last reason that was told with when that was.
+        # In trio's time: the last alert about a failed update; what the log was told of a boot last, and when that was.
         self._alerted = float("-inf")
         self._told = "", float("-inf")
 
@@ -142,7 +142,8 @@ class ColdBoot:
         generation = self._upstream.generation if record is None else record.generation
         if store is not None and record is not None and record.state is CertificatesState.UPDATE_ON_BOOT:
             return self._failed(VmRecord(store, record.state, generation), store, f"its journaled store goes first: {reason}")
-        log.warning("vm=%s boots with its journaled store, which the toolstack does not have yet: %s", self._uuid, reason)
+        if self._is_news(reason):
+            log.warning("vm=%s boots with its journaled store, which the toolstack does not have yet: %s", self._uuid, reason)
         return Boot(store, generation, BootOutcome.NOT_ASKED)
 
     async def _boot_from_toolstack(self, deadline: float) -> Boot:
@@ -152,7 +153,8 @@ class ColdBoot:
             seen = await self._read_patiently()
             record = seen.record
             if record.store is None:
-                log.info("vm=%s first boot: the toolstack has no store yet", self._uuid)
+                if self._is_news("first boot"):
+                    log.info("vm=%s first boot: the toolstack has no store yet", self._uuid)
                 return Boot(None, record.generation, BootOutcome.NOT_ASKED)
             if decision == DECISIONS:
                 return self._give_up(record, record.store, "the store kept changing during the boot")
@@ -187,7 +189,8 @@ class ColdBoot:
     def _give_up(self, record: VmRecord, store: bytes, reason: str) -> Boot:
         if record.state is CertificatesState.UPDATE_ON_BOOT:
             return self._failed(record, store, reason)
-        log.warning("vm=%s boots with its store as it is: %s", self._uuid, reason)
+        if self._is_news(reason):
+            log.warning("vm=%s boots with its store as it is: %s", self._uuid, reason)
         return Boot(store, record.generation, BootOutcome.NOT_ASKED)
 
     async def _update(self, seen: Seen, store: bytes, deadline: float) -> Boot:
@@ -254,7 +257,8 @@ class ColdBoot:
     def _held_back(self, record: VmRecord, store: bytes, reason: str) -> Boot:
         """Not updated this time, and nothing failed: the operator knows of it."""
         self._host.stats.updates_held_back += 1
-        log.warning("vm=%s is not updated at this boot and stays marked: %s", self._uuid, reason)
+        if self._is_news(reason):
+            log.warning("vm=%s is not updated at this boot and stays marked: %s", self._uuid, reason)
         self._remember(BootOutcome.FAILED, reason)
         return Boot(store, record.generation, BootOutcome.FAILED, reason)
 
@@ -268,9 +272,8 @@ class ColdBoot:
         reason = clip(printable(reason), MAX_TEXT)
         self._host.stats.updates_failed += 1
         self._remember(BootOutcome.FAILED, reason)
-        now, (told, told_at) = trio.current_time(), self._told
-        if reason != told or now - told_at >= FAILED_SECONDS:
-            self._told = reason, now
+        now = trio.current_time()
+        if self._is_news(reason):
             log.error("vm=%s update at boot failed, it boots with its old store and stays marked: %s", self._uuid, reason)
             self._host.note(self._uuid, What.UPDATE_FAILED, store, detail=reason, rules=rules)
         if now - self._alerted >= FAILED_SECONDS:
@@ -294,6 +297,14 @@ class ColdBoot:
             else:
                 self._upstream.verdicts.add(self._host.now(), Occasion.CORRECTION, verdict, reason)
         return Boot(store, generation, BootOutcome.NOT_ASKED)
+
+    def _is_news(self, what: str) -> bool:
+        """Whether the last boot with anything to say said something else, or was longer than `FAILED_SECONDS` ago."""
+        now, (told, told_at) = trio.current_time(), self._told
+        if what == told and now - told_at < FAILED_SECONDS:
+            return False
+        self._told = what, now
+        return True
 
     def _remember(self, outcome: BootOutcome, detail: str | None) -> None:
         now = self._host.now()
