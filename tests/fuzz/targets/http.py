@@ -52,9 +52,8 @@ class Stream:
         self.sent = bytearray()
         self.is_closed = False
 
-    @property
-    def peer_has_left(self) -> bool:
-        return False
+    def confirm_peer(self) -> None:
+        assert not self.is_closed
 
     def close(self) -> None:
         self.is_closed = True
