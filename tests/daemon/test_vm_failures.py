@@ -14,8 +14,8 @@ from support.daemon import MANIFEST, VENDOR, Machine, Place, updated, written
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.daemon import keeping, rules, upstream
 from varstore_companion.daemon.alerts import STORE_DAMAGED
-from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.cold_boot import FAILED_SECONDS
+from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.errors import (
     ToolstackConflictError,
