@@ -386,6 +386,21 @@ async def test_a_frame_on_its_way_when_the_daemon_stops_is_carried_out(place: Pl
     assert place.record(machine).store == store
 
 
+async def test_what_is_asked_for_ahead_holds_no_stop_up(place: Place) -> None:
+    """A VM that takes its answers would keep its former socket for as long as what it has asked for lasts."""
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    hang = place.toolstack.hang_next("read")
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+        await peer.raw.send_all(b"".join(frame(GetStore(Reason.TOOL), number) for number in range(2, 10)))
+        await hang.reached.wait()
+        nursery.start_soon(place.daemon.stop)
+        await wait_all_tasks_blocked()
+        hang.release.set()
+        answer, last = await peer.rest()
+    assert answer.request_id == 2
+    assert (last.request_id, last.error.code) == (0, ErrorCode.SHUTTING_DOWN)
+
+
 async def test_a_frame_that_does_not_end_holds_no_stop_up(place: Place, autojump_clock: MockClock) -> None:
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     frame = build_frame(PutStore.TYPE, 2, codec.encode(PutStore(written("ms2011", 1))))

@@ -176,6 +176,9 @@ class Session:
                     return False
                 self._events += 1
                 await self._send(await self._answer(event))
+                if self._wait.stopped and self._connection.state is State.OPEN:
+                    await self._end(ErrorCode.SHUTTING_DOWN, STOPPING)
+                    return False
                 if self._connection.buffered:
                     # One who sends without waiting for answers gives way to the others between two of them.
                     await trio.lowlevel.checkpoint()
