@@ -112,6 +112,22 @@ async def test_twice_is_harmless(place: Place) -> None:
     assert (inode(machine.path), names(place)) == (theirs, {machine.path.name})
 
 
+async def test_the_upstream_of_another_socket_is_not_taken_over(place: Place) -> None:
+    """The daemon would wait for itself, and take its own answer for the guard's (invariant 6)."""
+    guard, server = place.guard(OLD, ON_BOOT)
+    vm, other = guard.model.uuid, place.folder / "other"
+    spelled = place.folder / "link"
+    spelled.symlink_to(server.path.name)
+    await place.daemon.attach(Attachment(vm, other, None, 0o600, resume=True, upstream=spelled))
+    before = inode(server.path)
+    with pytest.raises(RequestRefusedError, match=f"{server.path}: it is the upstream of {other}") as refused:
+        await place.daemon.attach(interposed(vm, server.path, resume=True))
+    assert refused.value.code is ErrorCode.CONFLICT
+    assert inode(server.path) == before
+    assert await place.daemon.detach(other)
+    assert not await place.daemon.attach(interposed(vm, server.path, resume=True))
+
+
 async def test_it_is_asked_for_over_the_control_socket_and_listed(place: Place) -> None:
     guard, server = place.guard(OLD, AVAILABLE)
     vm, path = guard.model.uuid, bytes(server.path)

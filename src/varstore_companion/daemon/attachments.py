@@ -62,10 +62,16 @@ class Attachment:
             found = self.upstream.stat()
             if (found.st_dev, found.st_ino) in ours:
                 return True
+        return self.calls(self.path)
+
+    def calls(self, path: Path) -> bool:
+        """Whether `upstream` is `path`, however it is spelled."""
+        if self.upstream is None:
+            return False
         # `path` may not be there yet. Path.resolve() raises for links in a circle.
         upstream = Path(os.path.realpath(self.upstream))
         with suppress(OSError):
-            return upstream.name == self.path.name and upstream.parent.samefile(self.path.parent)
+            return upstream.name == path.name and upstream.parent.samefile(path.parent)
         return False
 
 

@@ -262,6 +262,10 @@ class Sockets:
     async def _interpose(self, attachment: Attachment, kept: list[Attachment]) -> None:
         """Take over a guard's socket, in the order that `interpose` gives. Raises `ConfigurationError`."""
         self._confirm_upstream(attachment)
+        for each in self.served.values():
+            if each.attachment.calls(attachment.path):
+                text = f"{attachment.path}: it is the upstream of {each.attachment.path}, whose calls would come back here"
+                raise RequestRefusedError(ErrorCode.CONFLICT, f"{text}: detach that one first")
         if any(each.acceptor.connections for each in self._former(attachment)):
             text = f"{attachment.path}: a request that came before it was detached is not done yet: attach it again in a while"
             raise RequestRefusedError(ErrorCode.BUSY, text)
