@@ -181,6 +181,44 @@ async def test_the_boot_of_an_unmodified_varstored_spends_no_credit(place: Place
     assert place.host.stats.updates == 1
 
 
+async def test_a_vm_boots_its_credit_at_once_and_as_it_regains_it_then(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=3)
+    noisy = await place.machine(scene("ms2011").blob, ON_BOOT)
+    quiet = await place.machine(scene("ms2011").blob, ON_BOOT, name="quiet.sock")
+    async with noisy.peer() as peer:
+        for at in (0, 0, 0, 0.5, 1):
+            await peer.get(Reason.BOOT)
+            assert trio.current_time() == pytest.approx(at)
+        # Nobody else waits, nor the VM itself for a read or a write.
+        begun = trio.current_time()
+        assert (await quiet.boot()).outcome is Outcome.UPDATED
+        await peer.get(Reason.TOOL)
+        await peer.put(written("ms2011", 1))
+        assert trio.current_time() == begun
+
+
+async def test_a_boot_that_gets_no_credit_in_time_is_an_error(place: Place, autojump_clock: MockClock) -> None:
+    limit(place, write_burst=1)
+    machine = await place.machine(scene("ms2011").blob)
+    vm = vm_module.Vm(machine.vm, place.host)
+    refused: list[float] = []
+
+    async def boot() -> None:
+        try:
+            await vm.boot()
+        except ToolstackUnavailableError:
+            refused.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(boot)
+    assert 50 - len(refused) == pytest.approx(2 * vm_module.BOOT_SECONDS, abs=1)
+    assert set(refused) == {vm_module.BOOT_SECONDS}
+    # What nobody waited for to the end is not owed.
+    await vm.boot()
+    assert trio.current_time() <= vm_module.BOOT_SECONDS + 1
+
+
 async def test_what_no_varstored_writes_is_parsed_as_fast_as_credit_lets_it(place: Place, autojump_clock: MockClock) -> None:
     limit(place, write_burst=1)
     machine = await place.machine(scene("ms2011").blob)

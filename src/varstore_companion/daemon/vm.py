@@ -70,6 +70,7 @@ class Vm:
         "__weakref__",
         "_alerted",
         "_backlog",
+        "_boot_credits",
         "_cold_boot",
         "_credits",
         "_host",
@@ -89,6 +90,7 @@ class Vm:
         self._alerted = float("-inf")
         self._credits = Credits()
         self._read_credits = Credits()
+        self._boot_credits = Credits()
         self._cold_boot = ColdBoot(uuid, host, self._upstream, self._backlog)
 
     @property
@@ -181,6 +183,8 @@ class Vm:
         self._host.stats.boots += 1
         deadline = trio.current_time() + BOOT_SECONDS if deadline is None else deadline
         with self._host.stats.boot_seconds.timed(), trio.move_on_at(deadline):
+            # A framed peer can ask for one after the other, each as much work as several reads.
+            await self._boot_credits.spend(self._host.rules.limits, deadline)
             async with self._lock, self._host.boots:
                 try:
                     return await self._cold_boot.answer(deadline)
