@@ -20,9 +20,9 @@ class Limits:
     """The limits that an operator can set; each name is its key among the settings. 0: none; `updates_at_once` is 1 or more.
 
     `write_burst`, `writes_per_second`: of one VM's stores, as varstored's own (its guest may write 100 at once, and 2 a second
-    then), for a varstored that does not keep to it; and the same again of its reads. `boots_at_once`, `calls_at_once`: of all
-    VMs, which bound memory; `updates_at_once`: boots that are being updated; `failures_to_pause`: VMs in a row whose update
-    fails.
+    then), for a varstored that does not keep to it; and the same again of its reads, and of its boots. `boots_at_once`,
+    `calls_at_once`: of all VMs, which bound memory; `updates_at_once`: boots that are being updated; `failures_to_pause`: VMs
+    in a row whose update fails.
     """
 
     write_burst: int = 100
