@@ -127,6 +127,17 @@ async def test_a_failure_without_a_reason_from_a_new_guard_is_no_old_guard(scene
     assert scene.model.state is ON_BOOT
 
 
+async def test_a_failure_without_a_reason_from_a_guard_that_then_says_no_more_is_unclear(scene: Scene) -> None:
+    """It may have been carried out: an unavailable toolstack would have been one that certainly did nothing."""
+    async with serving(scene.server):
+        scene.server.next(http(build_response(Failure(()))), method=V2, carry_out=True)
+        scene.server.next(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", method=READ_NEW[1])
+        with pytest.raises(UNCLEAR, match="whether the guard has the call is not known"):
+            await scene.write(b"made")
+        assert scene.took() == [V2, READ_NEW[1]]
+    assert scene.model.store == b"made"
+
+
 async def test_an_upgrade_is_noticed_when_the_socket_is_made_anew(old: Scene) -> None:
     async with serving(old.server):
         await old.read()

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import trio
 
-from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
+from varstore_companion.errors import ToolstackError, ToolstackRefusedError, ToolstackUnavailableError, ToolstackUnclearError
 from varstore_companion.toolstack.interface import LATE_SECONDS, Alert, VmRecord
 from varstore_companion.toolstack.nvram import plain_text_of
 from varstore_companion.toolstack.plain_xmlrpc import Plain
@@ -174,12 +174,21 @@ class _Guard:
                     deadline=deadline,
                 )
             except UnknownCallError as error:
-                if error.is_guess and await self._state(deadline) is not None:
-                    raise ToolstackUnclearError(f"{error}, from a guard that has the call") from None
+                if error.is_guess:
+                    await self._confirm_old(error, deadline)
                 self._missing.add(SET_VERSIONED)
             else:
                 return
         await call(self.path, SET_PLAIN, SESSION, VM, text, changes=True, meanwhile=meanwhile, deadline=deadline)
+
+    async def _confirm_old(self, error: UnknownCallError, deadline: float) -> None:
+        """See that the guard is one without the call, since it has no field. Raises `ToolstackUnclearError`."""
+        try:
+            has_call = await self._state(deadline) is not None
+        except ToolstackError as other:
+            raise ToolstackUnclearError(f"{error}, and whether the guard has the call is not known: {other}") from None
+        if has_call:
+            raise ToolstackUnclearError(f"{error}, from a guard that has the call") from None
 
     async def _state(self, deadline: float = float("inf")) -> CertificatesState | None:
         if GET_STATE in self._missing:
