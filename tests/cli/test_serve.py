@@ -34,6 +34,7 @@ def test_it_ends_when_told(number: signal.Signals, tmp_path: Path) -> None:
         (["--state-dir", "/dev/null/x"], "--state-dir: /dev/null: exists and is not a folder"),
         (["--manifest", "{0}/missing.toml"], "--manifest: {0}/missing.toml: No such file or directory"),
         (["--certificates", "{0}/missing"], "--certificates: {0}/missing: expected a folder with certificates"),
+        (["--headroom", "57345"], "--headroom: expected a whole number from 0 to 57,344, found 57,345"),
         (["--toolstack", "xen"], "invalid choice: 'xen' (choose from"),
         (["--toolstack", "guard", "--xapi-socket", "{0}/x"], "--xapi-socket: only the embedded toolstack"),
         (["--xapi-socket", "{0}/none/x"], "--xapi-socket: {0}/none: there is no such folder"),

@@ -123,6 +123,9 @@ def confirmed(settings: Settings, blame: Blame = by_key) -> Settings:
         raise blame("xapi_socket", f"only the embedded toolstack answers xapi's clients, not {settings.toolstack}")
     if settings.xapi_socket == settings.control:
         raise blame("xapi_socket", f"{settings.control} is the control socket")
+    if settings.headroom is not None and settings.headroom > DATA_LIMIT:
+        # The option has no bound of its own; in a file it is the key's.
+        raise blame("headroom", f"expected a whole number from 0 to {DATA_LIMIT:,}, found {settings.headroom:,}")
     for key, path in (("control", settings.control), ("xapi_socket", settings.xapi_socket)):
         if path is not None and (not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT):
             raise blame(key, f"{path}: expected an absolute path of at most {PATH_LIMIT} bytes")
