@@ -333,7 +333,7 @@ async def test_it_is_composed_from_its_settings_and_leaves_only_what_it_keeps(tm
             await control.call(Ping(), PingAnswer)
         nursery.cancel_scope.cancel()
     assert names(tmp_path) == ["state"]
-    assert names(tmp_path / "state") == ["journal", "lock", "toolstack.db"]
+    assert names(tmp_path / "state") == ["journal", "lock", "toolstack.db", "toolstack.db-reserve"]
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 

@@ -14,6 +14,7 @@ import pytest
 from support.processes import python_command, python_environment
 from varstore_companion.errors import (
     ConfigurationError,
+    ToolstackError,
     ToolstackRefusedError,
     ToolstackUnavailableError,
 )
@@ -48,7 +49,7 @@ def test_only_the_owner_can_open_what_is_made(tmp_path: Path) -> None:
         database.create(uuid4(), "name", b"store", OK)
         assert _mode(path.parent) == 0o700
         files = sorted(path.parent.iterdir())
-        assert [file.name for file in files] == ["toolstack.db", "toolstack.db-shm", "toolstack.db-wal"]
+        assert [file.name for file in files] == ["toolstack.db", "toolstack.db-reserve", "toolstack.db-shm", "toolstack.db-wal"]
         assert {_mode(file) for file in files} == {0o600}
 
 
@@ -300,3 +301,54 @@ def test_another_process_may_make_the_schema_first(path: Path, version: int) -> 
         else:
             with pytest.raises(ConfigurationError, match=f"version {version}"):
                 schema.ensure(connection, path)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 1 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def _take_the_rest(folder: Path) -> None:
+    with (folder / "rest").open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_keeps_nobody_from_reading(small: Path) -> None:
+    path, vm = small / "toolstack.db", uuid4()
+    with Database(path) as database:
+        database.create(vm, "name", b"store", OK)
+    for _ in range(3):
+        _take_the_rest(small)
+        with Database(path) as database:
+            assert database.read(vm).store == b"store"
+            _take_the_rest(small)
+            with pytest.raises(ToolstackError, match="SQLITE_FULL"):
+                database.write(vm, bytes(60_000), Update.NO)
+    (small / "rest").unlink()
+    with Database(path) as database:
+        database.write(vm, b"other", Update.NO)
+    assert path.with_name("toolstack.db-reserve").stat().st_blocks * 512 == 32_768
+
+
+def test_a_full_disk_without_the_reserve_is_said(small: Path) -> None:
+    path = small / "toolstack.db"
+    Database(path).close()
+    path.with_name("toolstack.db-reserve").unlink()
+    _take_the_rest(small)
+    with pytest.raises(ConfigurationError, match="the disk is full: free 32,768 bytes on it"):
+        Database(path)
+
+
+def test_what_cannot_be_opened_gets_no_reserve(path: Path) -> None:
+    path.write_bytes(b"something else" * 1_000)
+    with pytest.raises(ConfigurationError):
+        Database(path)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]

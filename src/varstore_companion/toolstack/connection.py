@@ -21,7 +21,7 @@ from varstore_companion.errors import (
     ToolstackUnavailableError,
     ToolstackUnclearError,
 )
-from varstore_companion.toolstack import schema
+from varstore_companion.toolstack import room, schema
 
 T = TypeVar("T")
 
@@ -44,6 +44,8 @@ _PASSING = _BUSY | {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_INTERRUPT,
 }
+# The disk has no room for the index of the write-ahead log.
+_NO_INDEX = sqlite3.SQLITE_IOERR_SHMSIZE
 
 
 def prepare(path: Path) -> None:
@@ -77,6 +79,7 @@ class Connection:
         self._read_only = read_only
         self._lock = threading.Lock()
         self._closed = False
+        self._keeps_room = False
         self._raw: sqlite3.Connection | None = None
         self._data_version: int | None = None
         self.epoch = 0
@@ -94,12 +97,17 @@ class Connection:
             except sqlite3.Error as error:
                 text = _text(self._path, error)
                 raise (ToolstackUnavailableError(text) if _is(error, _BUSY) else ConfigurationError(text)) from error
+            self._keeps_room = True
+            room.keep(self._path)
 
     def close(self) -> None:
         """Close the file; harmless when repeated. Waits for a transaction that is under way."""
         with self._lock:
             self._closed = True
             self._drop()
+            if self._keeps_room:
+                # What the index took is free again, if this was the last connection.
+                room.keep(self._path)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -171,7 +179,13 @@ class Connection:
             return self._raw
         self._drop()
         # Two processes that open a new file switch it to WAL at once; SQLite then refuses one of them without waiting.
-        self._raw = self._patiently(self._opened)
+        try:
+            self._raw = self._patiently(self._opened)
+        except sqlite3.Error as error:
+            if _code(error) != _NO_INDEX:
+                raise
+            room.free(self._path)
+            self._raw = self._patiently(self._opened)
         self._file = _identity(self._path)
         return self._raw
 
@@ -222,11 +236,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _is(error: sqlite3.Error, codes: frozenset[int]) -> bool:
-    # Errors of the module itself carry no code; the low byte of an extended code is its family.
+    # The low byte of an extended code is its family.
+    return _code(error) & 0xFF in codes
+
+
+def _code(error: sqlite3.Error) -> int:
+    # Errors of the module itself carry none.
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code & 0xFF in codes
+    return code
 
 
 def _text(path: Path, error: sqlite3.Error) -> str:
     name: str = getattr(error, "sqlite_errorname", "no code")
-    return f"{path}: {error} ({name})"
+    why = f": the disk is full: free {room.BYTES:,} bytes on it" if _code(error) == _NO_INDEX else ""
+    return f"{path}: {error} ({name}){why}"
