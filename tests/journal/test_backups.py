@@ -23,6 +23,7 @@ from varstore_companion.journal.backups import (
     ABOUT_LIMIT,
     AT_ONCE,
     BATCH,
+    CLOCK_SECONDS,
     KEEP,
     KEEP_DAYS,
     WRITING,
@@ -35,6 +36,10 @@ from varstore_companion.journal.backups import (
 VM = uuid4()
 NOW = datetime(2026, 6, 24, 1, 2, 3, tzinfo=UTC).timestamp()
 DAY = 86_400
+
+
+def long_up() -> float:
+    return CLOCK_SECONDS
 
 
 def nothing() -> Mapping[str, object]:
@@ -105,7 +110,7 @@ async def test_the_oldest_go_with_their_descriptions(tmp_path: Path) -> None:
 
 
 async def test_one_that_is_spared_stays_though_it_is_the_oldest(tmp_path: Path) -> None:
-    backups = Backups(tmp_path, keep=2)
+    backups = Backups(tmp_path, keep=2, uptime=long_up)
     first = await kept(backups, b"first")
     await kept(backups, b"second", NOW + 1)
     third = await kept(backups, b"third", NOW + 2, spare=first)
@@ -115,14 +120,14 @@ async def test_one_that_is_spared_stays_though_it_is_the_oldest(tmp_path: Path) 
 
 
 async def test_what_is_too_old_goes_when_a_newer_one_is_kept(tmp_path: Path) -> None:
-    backups = Backups(tmp_path)
+    backups = Backups(tmp_path, uptime=long_up)
     for days in (0, 1, KEEP_DAYS, KEEP_DAYS + 1):
         await kept(backups, b"%03d" % days, NOW + days * DAY)
     assert stores(tmp_path) == [b"%03d" % days for days in (1, KEEP_DAYS, KEEP_DAYS + 1)]
 
 
 async def test_what_is_too_old_expires_but_never_the_last_of_a_vm(tmp_path: Path) -> None:
-    backups, other = Backups(tmp_path), uuid4()
+    backups, other = Backups(tmp_path, uptime=long_up), uuid4()
     await backups.expire(NOW)
     for number in range(3):
         await kept(backups, b"%03d" % number, NOW + number)
@@ -135,6 +140,22 @@ async def test_what_is_too_old_expires_but_never_the_last_of_a_vm(tmp_path: Path
     assert stores(tmp_path) == [b"002"]
     assert len(list((tmp_path / str(VM)).iterdir())) == 2
     assert await ids(backups, other) == [alone]
+
+
+async def test_a_clock_that_is_years_ahead_when_the_host_starts_removes_nothing(tmp_path: Path) -> None:
+    up = 60.0
+    backups = Backups(tmp_path, keep=4, uptime=lambda: up)
+    for number in range(3):
+        await kept(backups, b"%03d" % number, NOW + number)
+    ahead = NOW + 3 * KEEP_DAYS * DAY
+    await backups.expire(ahead)
+    await kept(backups, b"003", ahead)
+    assert stores(tmp_path) == [b"000", b"001", b"002", b"003"]
+    await kept(backups, b"004", ahead + 1)
+    assert len(stores(tmp_path)) == 4
+    up = CLOCK_SECONDS
+    await backups.expire(ahead)
+    assert stores(tmp_path) == [b"003", b"004"]
 
 
 async def test_a_system_without_threads_keeps_what_is_too_old(

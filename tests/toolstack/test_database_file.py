@@ -316,9 +316,13 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def _take_the_rest(folder: Path) -> None:
-    with (folder / "rest").open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(4096))
+    def write() -> None:
+        with (folder / "rest").open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
 
 
 def test_a_full_disk_keeps_nobody_from_reading(small: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -31,6 +32,8 @@ KEEP = 10
 KEEP_DAYS = 400
 """Older ones go, a VM's newest excepted: over a year, so that what an update broke can be taken back when a yearly job or
 the next year's dbx update shows it. The store of a VM that was destroyed stays for somebody to remove."""
+CLOCK_SECONDS = 3_600.0
+"""After the host's start, in which nothing goes by its age: its clock may be years ahead until the network's time is there."""
 AT_ONCE = 4
 """Threads that write or read backups at the same time, those included that nobody waits for any more."""
 WRITING = 2
@@ -107,11 +110,15 @@ class _Request:
 
 
 class Backups:
-    """The backups below `folder`, which is made when the first one is kept. All of it happens off the event loop."""
+    """The backups below `folder`, which is made when the first one is kept. All of it happens off the event loop.
 
-    def __init__(self, folder: Path, *, keep: int = KEEP) -> None:
+    `uptime`: gives seconds since the host's start.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = KEEP, uptime: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._keep = keep
+        self._uptime = uptime
         # Their own: on a disk that hangs they must not use up the threads that everything else needs.
         self._threads = trio.CapacityLimiter(AT_ONCE)
         self._writing = trio.Semaphore(WRITING)
@@ -161,7 +168,7 @@ class Backups:
         return await self._run(lambda: self._load(vm, name))
 
     async def expire(self, now: float) -> None:
-        """Remove what is older than `KEEP_DAYS`, of every VM. What cannot be removed is logged."""
+        """Remove what is older than `KEEP_DAYS`, of every VM, once the clock is set. What cannot be removed is logged."""
         try:
             await self._run(lambda: self._expire(now))
         except RuntimeError as error:  # the standard library's, when the system gives no thread
@@ -257,8 +264,9 @@ class Backups:
     def _remove_old(self, folder: Path, ids: list[str], now: float, spared: set[str | None]) -> None:
         surplus = set(ids[: max(0, len(ids) - self._keep)])
         oldest = f"{datetime.fromtimestamp(now, UTC) - timedelta(days=KEEP_DAYS):{_STAMP}}"
+        is_set = self._uptime() >= CLOCK_SECONDS
         for name in ids[:-1]:
-            if name not in spared and (name in surplus or name < oldest):
+            if name not in spared and (name in surplus or (is_set and name < oldest)):
                 (folder / f"{name}.vars").unlink(missing_ok=True)
                 (folder / f"{name}.json").unlink(missing_ok=True)
 
