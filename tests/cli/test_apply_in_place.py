@@ -1,5 +1,6 @@
 """`apply --in-place FILE`: whole or not at all, with the old file's exact bytes beside report and plan first."""
 
+import errno
 import json
 import os
 import signal
@@ -51,6 +52,39 @@ def test_the_files_exact_bytes_are_kept(text: bytes, run: Run, rules: Rules, tmp
     assert [change["name"] for change in document["plan"]["changes"]] == ["new"]
     for each in (path, backup, about):
         assert stat.S_IMODE(each.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_stays_its_owners(run: Run, rules: Rules, tmp_path: Path) -> None:
+    """A varstored that runs as a user of its own could not read its store any more."""
+    path = raw_file(tmp_path, OLD)
+    path.chmod(0o600)
+    os.chown(path, 65_537, 65_538)
+    assert run("apply", *rules.options, "--in-place", path).code == 0
+    assert path.read_bytes() == UPDATED
+    assert (path.stat().st_uid, path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (65_537, 65_538, 0o600)
+    assert kept(tmp_path)[0].stat().st_uid == 0
+
+
+def test_a_file_whose_owner_cannot_be_kept_is_not_replaced(
+    run: Run, rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = raw_file(tmp_path, OLD)
+    status = os.fstat
+
+    def of_somebody_else(descriptor: int) -> os.stat_result:
+        found = list(status(descriptor))
+        found[stat.ST_UID] += 1
+        return os.stat_result(found)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fstat", of_somebody_else)
+    monkeypatch.setattr(os, "fchown", refuse)
+    run("apply", *rules.options, path, "-o", path).fails(f"{path}: cannot be written: Operation not permitted")
+    assert path.read_bytes() == OLD
+    assert not list(tmp_path.glob(".varstore*"))
 
 
 def test_again_there_is_nothing_to_do_and_nothing_is_written(run: Run, rules: Rules, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from varstore_companion.journal import files
 
 
 def write(name: str, data: bytes, *, mode: int = 0o666) -> None:
-    """Write `data` to the file of that name, or to standard output for `-`. A file that is there keeps its mode.
+    """Write `data` to the file of that name, or to standard output for `-`. A file that is there keeps its mode and owner.
 
     `mode`: of a new file, less what the umask takes. Raises `InputError`, and as `output.raw` does.
     """
@@ -32,8 +32,13 @@ def _write_file(path: Path, data: bytes, mode: int) -> None:
     if path.is_symlink():
         # Somebody else may have put it there, and what it leads to is not what was named.
         raise InputError(f"{path}: is a symbolic link to {path.readlink()}: name the file itself")
-    mode = path.stat().st_mode & 0o777 if path.exists() else mode & ~_umask()
-    files.write(path, data, mode, new=path.with_name(f".varstore-companion-{secrets.token_hex(8)}{files.NEW}"))
+    new = path.with_name(f".varstore-companion-{secrets.token_hex(8)}{files.NEW}")
+    if path.exists():
+        # Whoever reads it, as a varstored that runs as a user of its own, has to be able to afterwards.
+        there = path.stat()
+        files.write(path, data, there.st_mode & 0o777, new=new, owner=(there.st_uid, there.st_gid))
+    else:
+        files.write(path, data, mode & ~_umask(), new=new)
 
 
 def _umask() -> int:

@@ -18,11 +18,13 @@ def host_start() -> str | None:
         return None
 
 
-def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None) -> None:
+def write(
+    path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None, owner: tuple[int, int] | None = None
+) -> None:
     """Write `path` so that it holds all of `data`, durably, when this returns, and the old content until then.
 
     `mode`: of the file, whatever the umask; `new`: the file that is written first, in the same folder, instead of the one
-    named after `path` and `NEW`. Raises `OSError`; the old content is there then, unless it was the last step that failed,
+    named after `path` and `NEW`; `owner`: its user and group, else the process's own. Raises `OSError`; the old content is there then, unless it was the last step that failed,
     which makes the exchange of the two durable.
     """
     new = new or path.with_name(path.name + NEW)
@@ -30,6 +32,9 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None
     try:
         try:
             with named(path):
+                made = os.fstat(descriptor)
+                if owner is not None and owner != (made.st_uid, made.st_gid):
+                    os.fchown(descriptor, *owner)
                 os.fchmod(descriptor, mode)
                 write_all(descriptor, data)
                 os.fsync(descriptor)
