@@ -139,7 +139,9 @@ async def test_an_operator_pauses_and_resumes(place: Place) -> None:
     assert Staging(place.folder / "updates-paused.json", Limits, lambda: 0.0).paused is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"at": "x", "reason": 1}', "[" * 10_000, '{"at": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"at": "x", "reason": 1}', "[" * 10_000, '{"at": 1}', '{"at": 1' + 400 * "0" + ', "reason": "x"}']
+)
 def test_a_pause_that_cannot_be_read_is_a_pause(text: str, tmp_path: Path) -> None:
     path = tmp_path / "paused.json"
     path.write_text(text)

@@ -114,7 +114,7 @@ class Staging:
             return Paused(float(found["at"]), clip(str(found["reason"]), MAX_TEXT), found.get("told") is True)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             # Somebody paused, and why cannot be read: that is no reason to go on.
             log.error("updates at boot are paused: %s cannot be read: %s", self._path, error)  # noqa: TRY400  the reason is enough
             return Paused(self._now(), f"{self._path} cannot be read")
