@@ -18,14 +18,12 @@ def host_start() -> str | None:
         return None
 
 
-def write(
-    path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None, owner: tuple[int, int] | None = None
-) -> None:
+def write(path: Path, data: bytes, mode: int = 0o600, *, new: Path | None = None, owner: tuple[int, int] | None = None) -> None:
     """Write `path` so that it holds all of `data`, durably, when this returns, and the old content until then.
 
     `mode`: of the file, whatever the umask; `new`: the file that is written first, in the same folder, instead of the one
-    named after `path` and `NEW`; `owner`: its user and group, else the process's own. Raises `OSError`; the old content is there then, unless it was the last step that failed,
-    which makes the exchange of the two durable.
+    named after `path` and `NEW`; `owner`: its user and group, else the process's own. Raises `OSError`; the old content is
+    there then, unless it was the last step that failed, which makes the exchange of the two durable.
     """
     new = new or path.with_name(path.name + NEW)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
