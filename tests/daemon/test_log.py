@@ -8,6 +8,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,89 @@ def test_an_older_systemds_journal_is_told_by_its_socket(name: str, tmp_path: Pa
         # It was only looked at.
         assert stream.fileno() >= 0
         stream.sendall(b"x")
+
+
+@pytest.fixture
+def journal() -> Iterator[tuple[log.JournalHandler, socket.socket]]:
+    """A handler and the journal's end of its socket."""
+    there, here = socket.socketpair()
+    with there, here:
+        handler = log.JournalHandler(here.fileno())
+        handler.setFormatter(log.ForJournal())
+        yield handler, there
+        handler.close()
+
+
+def taken(there: socket.socket) -> bytes:
+    """What has come to the journal."""
+    parts = []
+    with suppress(BlockingIOError):
+        while part := there.recv(1 << 20, socket.MSG_DONTWAIT):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_journal_that_takes_nothing_holds_up_nobody(journal: tuple[log.JournalHandler, socket.socket]) -> None:
+    """A blocking write of line 280 stood still until the watchdog ended the daemon, and all VMs with it."""
+    handler, there = journal
+    text, count = "a line" + " of words" * 10, 0
+    while not handler._lost:
+        handler.handle(record(logging.INFO, f"{count} {text}"))
+        count += 1
+    handler.handle(record(logging.INFO, "not taken either"))
+    got = b""
+    while more := taken(there):
+        got += more
+        handler.flush()
+    assert got.decode().splitlines() == [f"<6>vm=1234 {number} {text}" for number in range(count - 1)]
+    handler.handle(record(logging.ERROR, "again"))
+    assert taken(there) == b"<4>2 lines of the log are lost: the journal did not take them\n<3>vm=1234 again\n"
+
+
+def test_a_process_whose_journal_hangs_goes_on() -> None:
+    code = """
+import logging, sys
+from varstore_companion.daemon import log
+log.begin(sys.stderr)
+for number in range(10_000):
+    logging.info("line %d of a daemon whose journal hangs", number)
+"""
+    there, here = socket.socketpair()
+    with there, here:
+        status = os.fstat(here.fileno())
+        environment = {**python_environment(), "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        subprocess.run(python_command(code), stderr=here, env=environment, check=True, timeout=60)
+        assert taken(there).startswith(b"<6>line 0 of a daemon whose journal hangs\n")
+
+
+def test_a_line_that_is_taken_in_part_is_ended_before_the_next(journal: tuple[log.JournalHandler, socket.socket]) -> None:
+    handler, there = journal
+    lines = [f"{number} {'word ' * 300}end" for number in range(150)]
+    for line in lines:
+        handler.handle(record(logging.INFO, line))
+    got = b""
+    while more := taken(there):
+        got += more
+        handler.flush()
+    assert got.decode().splitlines() == [f"<6>vm=1234 {line}" for line in lines]
+
+
+def test_a_journal_that_is_gone_ends_nothing(journal: tuple[log.JournalHandler, socket.socket]) -> None:
+    handler, there = journal
+    there.close()
+    for _ in range(3):
+        handler.handle(record(logging.INFO, "to nobody"))
+    assert not handler._waiting
+
+
+def test_a_line_that_cannot_be_made_ends_nothing(
+    journal: tuple[log.JournalHandler, socket.socket], capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler, there = journal
+    handler.handle(logging.LogRecord("x", logging.INFO, "file", 1, "%d", ("no number",), None))
+    handler.handle(record(logging.INFO, "next"))
+    assert taken(there) == b"<6>vm=1234 next\n"
+    assert "TypeError" in capsys.readouterr().err
 
 
 def test_levels_are_changed_and_given_back(root: logging.Logger) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO
 
 from varstore_companion.efi.names import printable, without_data
@@ -14,6 +15,9 @@ log = logging.getLogger(__name__)
 ROOT = "varstore_companion"
 LINE = 2_000
 """Characters of a line that are kept: longer than any the daemon writes, shorter than a store."""
+
+ROOM = 262_144
+"""Bytes of lines that wait for the journal; what comes beyond is lost, and counted."""
 
 JOURNAL = "/run/systemd/journal/stdout"
 """journald's socket for standard output and error (systemd-journald.service(8))."""
@@ -60,6 +64,61 @@ class ForJournal(OneLine):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
+class JournalHandler(logging.Handler):
+    """Sends lines to the journal's socket `descriptor` and never waits for it.
+
+    Some 280 lines fill that socket: with a journald that hangs on its disk, whoever waits there hangs, too, and here that would
+    be every VM. What it does not take goes with the next line. Raises `OSError` for what is no socket.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        own = os.dup(descriptor)
+        try:
+            self._socket = socket.socket(fileno=own)
+        except OSError:
+            os.close(own)
+            raise
+        self._waiting = bytearray()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a line."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001  a log line's bug ends nothing, as in all handlers
+            self.handleError(record)
+            return
+        self.flush()
+        # Once lines are lost, until half of the room is free: one gap, not a hundred.
+        if len(self._waiting) + len(line) > (ROOM // 2 if self._lost else ROOM):
+            self._lost += 1
+            return
+        if self._lost:
+            line = f"<4>{self._lost} lines of the log are lost: the journal did not take them\n{line}"
+            self._lost = 0
+        self._waiting += f"{line}\n".encode(errors="backslashreplace")
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as it is taken."""
+        while self._waiting:
+            try:
+                sent = self._socket.send(self._waiting, socket.MSG_DONTWAIT)
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    # There is no journal any more that would take the rest of a line.
+                    self._waiting.clear()
+                return
+            del self._waiting[:sent]
+
+    def close(self) -> None:
+        """Send what is taken, and close the descriptor."""
+        self.flush()
+        self._socket.close()
+        super().close()
+
+
 def clean(text: str) -> str:
     """Text for one line: without what does not print, without what may be of a store or a key, and not too long."""
     return without_data(printable(text))[:LINE]
@@ -83,8 +142,13 @@ def is_journal(stream: IO[str], environment: Mapping[str, str] = os.environ) -> 
 
 def begin(stream: IO[str]) -> None:
     """Write the log to `stream` from here on."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(ForJournal() if is_journal(stream) else OneLine())
+    handler: logging.Handler = logging.StreamHandler(stream)
+    handler.setFormatter(OneLine())
+    if is_journal(stream):
+        # What says that it is the journal may be no socket of it.
+        with suppress(OSError):
+            handler = JournalHandler(stream.fileno())
+        handler.setFormatter(ForJournal())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
