@@ -184,7 +184,7 @@ for number in range(10_000):
     with there, here:
         status = os.fstat(here.fileno())
         environment = {**python_environment(), "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        subprocess.run(python_command(code), stderr=here, env=environment, check=True, timeout=60)
+        subprocess.run(python_command(code), stderr=here.fileno(), env=environment, check=True, timeout=60)
         assert taken(there).startswith(b"<6>line 0 of a daemon whose journal hangs\n")
 
 
