@@ -13,9 +13,10 @@ from support.peer import greeted
 from support.storemaker import scene
 from varstore_companion.daemon.alerts import UPDATE_FAILED, UPDATED, UPDATES_PAUSED
 from varstore_companion.daemon.limits import Limits
-from varstore_companion.daemon.staging import Staging
+from varstore_companion.daemon.staging import NAMED, Staging
 from varstore_companion.errors import ToolstackRefusedError, ToolstackUnavailableError
 from varstore_companion.trust.state import CertificatesState
+from varstore_companion.wire.limits import MAX_JSON, MAX_TEXT
 from varstore_companion.wire.messages import Outcome, SbFailure, SbFailureAnswer
 from varstore_companion.wire.observing import Updates, UpdatesAction, UpdatesAnswer
 
@@ -156,3 +157,15 @@ def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
         staging.failed(uuid4(), "x")
         staging.broken(uuid4())
     assert len(staging._failed) + len(staging._broken) <= 130
+
+
+def test_however_many_are_in_trouble_an_answer_has_room_for_them(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", lambda: Limits(failures_to_pause=1_000), lambda: 0.0)
+    for _ in range(999):
+        staging.failed(uuid4(), "\u4e2d" * (MAX_TEXT // 3))
+    last = uuid4()
+    staging.broken(last)
+    found = staging.describe()["in_trouble"]
+    assert isinstance(found, list)
+    assert (len(found), found[-1]["vm"]) == (NAMED, str(last))
+    assert len(json.dumps(staging.describe())) < MAX_JSON

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
@@ -17,6 +18,8 @@ from varstore_companion.wire.limits import MAX_TEXT
 log = logging.getLogger(__name__)
 
 FILE_LIMIT = 65_536
+NAMED = 64
+"""VMs in trouble that are told of, the last ones: with the longest reasons they still fit an answer (`MAX_JSON`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,10 @@ class Staging:
     def describe(self) -> dict[str, object]:
         """As plain values for JSON."""
         trouble = {**self._failed, **self._broken}
+        named = islice(trouble.items(), max(0, len(trouble) - NAMED), None)
         return {
             "paused": None if self.paused is None else asdict(self.paused),
-            "in_trouble": [{"vm": str(vm), "reason": reason} for vm, reason in trouble.items()],
+            "in_trouble": [{"vm": str(vm), "reason": reason} for vm, reason in named],
             "failures_to_pause": self._limits().failures_to_pause,
             "at_once": max(1, self._limits().updates_at_once),
         }
@@ -99,7 +103,7 @@ class Staging:
         trouble[vm] = reason
         if self.paused is not None or not most or len(trouble) < most:
             # A bound on what is remembered, whatever the limit.
-            if len(trouble) > max(most, 64):
+            if len(trouble) > max(most, NAMED):
                 del trouble[next(iter(trouble))]
             return None
         text = f"{len(trouble)} VMs {what}, the last of them {vm}: {reason}"
