@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
+from support import storebytes as sb
 from support.daemon import NOW, Place, written
-from support.storemaker import scene
+from support.storemaker import make_store, scene
 from varstore_companion.daemon.verdicts import LENGTH, REASON, Occasion, Verdicts
 from varstore_companion.errors import ToolstackUnavailableError
+from varstore_companion.trust.check import State
 from varstore_companion.trust.state import CertificatesState, Update
 
 ON_BOOT, OK, AVAILABLE = CertificatesState.UPDATE_ON_BOOT, CertificatesState.OK, CertificatesState.UPDATE_AVAILABLE
@@ -83,3 +85,16 @@ async def test_a_write_that_failed_is_no_verdict(still: Place) -> None:
             await vm.put(written("ms2011", 1))
     assert vm.verdicts.describe() == []
     assert vm.certcheck_saved == 0
+
+
+async def test_a_damaged_store_that_its_guest_mends_is_not_told_as_damaged_any_more(still: Place) -> None:
+    """Whoever put an older store back for it would lose what was written since."""
+    mended = scene("all2023").variables
+    malformed = sb.dbx_variable(b"no lists")
+    vm = still.new_vm(make_store([*mended, malformed]), OK)
+    await vm.boot()
+    assert vm.report is State.DAMAGED
+    await vm.put(make_store([*mended, malformed, sb.Variable("BootNext", sb.GLOBAL, bytes(2))]))
+    assert vm.report is State.DAMAGED
+    await vm.put(make_store(mended))
+    assert (vm.report, vm.last_verdict) == (State.OK, Update.NO)

@@ -13,7 +13,7 @@ from varstore_companion.daemon.writer import Writer
 from varstore_companion.efi.outline import FILE_LIMIT, Outline, admit
 from varstore_companion.errors import OverLimitError, ToolstackUnavailableError, UnknownVersionError
 from varstore_companion.toolstack.interface import VmRecord
-from varstore_companion.trust.check import Report, State, check
+from varstore_companion.trust.check import Report, State, check, check_outline
 from varstore_companion.trust.state import CertificatesState, Update
 from varstore_companion.trust.verdict import NO_KEYS, Keys, Verdict, decide, read_keys
 
@@ -109,7 +109,11 @@ class Upstream:
         verdict, keys, generation = await self._decide(new, deadline)
         generation = await self.store(blob, verdict.update, generation, deadline)
         self.known = Known(generation, keys)
-        self.report = verdict.report or self.report
+        if verdict.report is not None:
+            self.report = verdict.report
+        elif self.report is State.DAMAGED and new is not None:
+            # It need not have been the keys, and a guest can mend what was: a dbx, or a variable that stood there twice.
+            self.report = check_outline(new, self._host.rules.manifest).state
         self.verdicts.add(self._host.now(), Occasion.WRITE, verdict.update, verdict.reason)
         # A guest can change its boot entries all day long, which is no news.
         level = logging.DEBUG if verdict.update is Update.NO else logging.INFO
