@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 FINGERPRINTS = {
@@ -106,3 +106,37 @@ def elliptic_certificate() -> bytes:
     """The DER of a well-formed certificate whose key is not RSA, which varstored refuses in a signature list."""
     key = ec.generate_private_key(ec.SECP256R1())
     return _builder("elliptic", None).public_key(key.public_key()).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def _element(tag: int, content: bytes) -> bytes:
+    """DER: a length of 128 or more has its own bytes, and no more of them than it needs."""
+    length = len(content).to_bytes(max(1, (len(content).bit_length() + 7) // 8), "big")
+    return bytes([tag]) + (length if len(content) < 128 else bytes([0x80 | len(length)]) + length) + content
+
+
+def _integer(value: int) -> bytes:
+    return _element(2, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
+def with_key(certificate: x509.Certificate, oid: str, parameters: bytes, key: bytes) -> bytes:
+    """The DER of a certificate with another public key, which its signature is not for: varstored does not look at that."""
+    tbs, old = certificate.tbs_certificate_bytes, certificate.public_key()
+    algorithm = _element(0x30, bytes.fromhex(oid) + parameters)
+    new = _element(0x30, algorithm + _element(3, b"\0" + key))
+    signed = tbs.replace(old.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), new)
+    assert signed != tbs
+    der = certificate.public_bytes(Encoding.DER)
+    return _element(0x30, _element(0x30, signed[4:]) + der[der.index(tbs) + len(tbs) :])
+
+
+def diffie_hellman_certificate() -> bytes:
+    """One whose key is prime numbers, as far as anybody has the patience to find out: 2 ** 9,941 - 1 is one."""
+    parameters = _element(0x30, _integer((1 << 9_941) - 1) + _integer(2))
+    return with_key(identity("Diffie-Hellman").certificate, "06092a864886f70d010301", parameters, _integer(2))
+
+
+def pss_certificate() -> bytes:
+    """One whose key is RSA's for one kind of signature alone, which OpenSSL and so varstored does not call RSA."""
+    made = identity("RSASSA-PSS")
+    key = made.key.public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    return with_key(made.certificate, "06092a864886f70d01010a", b"", key)

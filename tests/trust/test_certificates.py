@@ -1,6 +1,7 @@
 """Certificate bodies: what may be added, what is wrong with the others, and the files that hosts have them in."""
 
 import hashlib
+import time
 import warnings
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 
 from support import fixtures
 from support import storebytes as sb
-from support.certificates import FINGERPRINTS, elliptic_certificate, identity, microsoft
+from support.certificates import (
+    FINGERPRINTS,
+    diffie_hellman_certificate,
+    elliptic_certificate,
+    identity,
+    microsoft,
+    pss_certificate,
+)
 from support.shipped import NAMES_2023, own, own_manifest, own_text, shipped
 from support.siglist_rules import signature_list_violations
 from support.storemaker import HOSTILE, hostile
@@ -57,15 +65,24 @@ def test_microsofts_certificates_are_taken(name: str) -> None:
         (b"this is no certificate", "is not a readable X.509 certificate"),
         (DER[:-1], "is not a readable X.509 certificate"),
         (VERSION_4, "is not a readable X.509 certificate (3 is not a valid X509 version)"),
-        (elliptic_certificate(), "has a key that is not RSA (ECPublicKey)"),
+        (elliptic_certificate(), "has a key that is not RSA (1.2.840.10045.2.1)"),
+        (pss_certificate(), "has a key that is not RSA (1.2.840.113549.1.1.10)"),
     ],
-    ids=["nothing", "text", "cut", "version 4", "elliptic"],
+    ids=["nothing", "text", "cut", "version 4", "elliptic", "RSASSA-PSS"],
 )
 def test_what_varstored_would_not_take_has_a_problem(der: bytes, problem: str) -> None:
     found = certificates.problem(der)
     assert found is not None
     assert found.startswith(problem)
     assert len(found) < 200
+
+
+def test_a_key_that_takes_half_a_minute_to_read_is_not_read() -> None:
+    """A guest's certificate must not hold up the daemon, and a store has room for seventy of them."""
+    der = diffie_hellman_certificate()
+    begun = time.process_time()
+    assert certificates.problem(der) == "has a key that is not RSA (1.2.840.113549.1.3.1)"
+    assert time.process_time() - begun < 1
 
 
 def test_the_librarys_warnings_never_escape() -> None:

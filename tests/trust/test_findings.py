@@ -84,7 +84,7 @@ def test_each_code_has_a_store_that_shows_it_and_one_that_does_not(code: Code) -
     [
         ("certificate_cut", "is not a readable X.509 certificate"),
         ("certificate_version", "is not a readable X.509 certificate"),
-        ("certificate_elliptic", "has a key that is not RSA (ECPublicKey)"),
+        ("certificate_elliptic", "has a key that is not RSA (1.2.840.10045.2.1)"),
         ("certificate_padded", "is not a readable X.509 certificate"),
     ],
 )

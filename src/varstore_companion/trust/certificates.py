@@ -8,7 +8,6 @@ from hashlib import sha256
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from varstore_companion.efi import authenticated, guid, siglist
 from varstore_companion.errors import MalformedError
@@ -20,6 +19,7 @@ Bodies = Mapping[bytes, bytes]
 REMEMBERED = 32
 """Certificates whose problem is known without parsing them again: those of Microsoft that most stores hold, and some platform
 keys. What guests make of it costs at most the largest variable for each, 1.8 MiB."""
+_RSA = x509.ObjectIdentifier("1.2.840.113549.1.1.1")
 _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 _PEM_END = b"-----END CERTIFICATE-----"
 
@@ -30,11 +30,15 @@ def problem(der: bytes) -> str | None:
     try:
         # The library warns about what it will refuse one day; a guest's certificate must not write to the log.
         with warnings.catch_warnings(action="ignore"):
-            key = x509.load_der_x509_certificate(der).public_key()
+            certificate = x509.load_der_x509_certificate(der)
+            kind = certificate.public_key_algorithm_oid
+            if kind != _RSA:
+                # Not read: the library would look whether a Diffie-Hellman key's numbers are prime, for half a minute and with
+                # every other thread held up.
+                return f"has a key that is not RSA ({kind.dotted_string})"
+            certificate.public_key()
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         return f"is not a readable X.509 certificate ({str(error)[:100]})"
-    if not isinstance(key, RSAPublicKey):
-        return f"has a key that is not RSA ({type(key).__name__.lstrip('_')})"
     return None
 
 
