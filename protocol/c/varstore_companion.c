@@ -176,10 +176,10 @@ static enum vsc_result lost(struct vsc_client *client, int system_error, const c
     return VSC_UNAVAILABLE;
 }
 
-/* The time is over, or it could not be waited for. What failed before says more, if anything did. */
+/* The time is over, or it could not be waited for. What the server said before says more, if it did. */
 static enum vsc_result late(struct vsc_client *client, int system_error)
 {
-    if (client->error.code == 0 && client->error.system_error == 0)
+    if (client->error.code == 0)
         blame(client, 0, true, system_error, "no answer in time");
     return VSC_UNAVAILABLE;
 }
@@ -485,9 +485,13 @@ static enum vsc_result settle(struct vsc_client *client, int64_t deadline)
     uint64_t error_of;
     enum vsc_result result = receive_answer(client, &PUT_STORE_ANSWER, deadline, values, &error_of);
 
-    /* An error was the older request's; it may have ended the connection. */
-    if (result == VSC_REFUSED || error_of != 0)
-        return client->fd < 0 ? VSC_UNAVAILABLE : VSC_OK;
+    /* An error was the older request's, and says nothing of the next one; it may have ended the connection. */
+    if (result == VSC_REFUSED || error_of != 0) {
+        memset(&client->error, 0, sizeof(client->error));
+        if (client->fd < 0)
+            return lost(client, ECONNRESET, "the server closed the connection");
+        return VSC_OK;
+    }
     return result;
 }
 

@@ -209,6 +209,29 @@ def test_a_store_that_was_given_up_may_be_refused_later(start: Start, code: int)
     assert client.line() == SAID_STORED
 
 
+def test_an_error_of_a_store_that_was_given_up_is_not_the_next_ones(start: Start, tmp_path: Path) -> None:
+    client = start(SHORT)
+    client.say(f"put {A}")
+    stream, request_id = client.request(PUT_A)
+    assert client.line() == "unavailable"
+    answer(stream, request_id, error(10, again=False, text=b"too large"))
+    client.say(f"put {B}")
+    client.request(PUT_B)
+    assert client.line() == "unavailable"
+    assert (tmp_path / "stderr").read_text() == "unavailable: no answer in time (it may have been carried out)\n" * 2
+
+
+def test_a_server_that_took_the_request_in_the_end_was_there(start: Start, tmp_path: Path) -> None:
+    """What is said is what became of the last try, not of one before."""
+    client = start(SHORT)
+    client.say(f"put {A}")
+    client.request(PUT_A)
+    client.drop()
+    client.request(PUT_A)
+    assert client.line() == "unavailable"
+    assert (tmp_path / "stderr").read_text() == "unavailable: no answer in time (it may have been carried out)\n"
+
+
 def test_a_read_that_was_given_up_ends_its_connection(start: Start) -> None:
     client = start(SHORT)
     client.say("get boot")
