@@ -22,7 +22,7 @@ PUT_A, PUT_B = (Frame("PUT_STORE", "request", 0, {"store": each}) for each in (A
 GET = Frame("GET_STORE", "request", 0, {"reason": "boot"})
 PING = Frame("PING", "request", 0, {})
 STORED = bytes.fromhex(vector("put-store-answer-no")["hex"])
-SAID_STORED = "answer verdict=no durable=journal generation=10"
+SAID_STORED = "answer verdict=no durable=toolstack generation=10"
 LONG = 20_000
 """Milliseconds that no test waits for."""
 SHORT = 400

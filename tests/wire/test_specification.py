@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from conformance.frames import parse
 from support.wire_vectors import PROTOCOL, TABLE, vectors
 from varstore_companion.wire.states import RECEIVE, SEND, Role
 
@@ -125,7 +126,15 @@ def test_the_session_is_the_exchange(name: str, block: str) -> None:
     assert shown == [(step["from"], step["hex"].replace(" ", "")) for step in exchange["steps"]]
 
 
+def test_what_is_in_the_journal_has_no_verdict_yet() -> None:
+    """As PUT_STORE's answer is described; the examples are read as what servers send."""
+    whole = [bytes.fromhex(vector["hex"]) for vector in vectors("messages")]
+    whole += [bytes.fromhex(step["hex"]) for vector in vectors("exchanges") for step in vector["steps"]]
+    answers = [frame.fields for frame in map(parse, whole) if (frame.message, frame.form) == ("PUT_STORE", "answer")]
+    assert {fields["verdict"] for fields in answers if fields["durable"] == "journal"} == {"unspecified"}
+
+
 def test_there_are_examples() -> None:
     shown = {name for name, _ in EXAMPLES}
-    assert shown >= {"hello-varstored", "hello-answer", "put-store", "put-store-answer-no"}
+    assert shown >= {"hello-varstored", "hello-answer", "put-store", "put-store-answer-unspecified"}
     assert [name for name, _ in SESSIONS] == ["boot"]
