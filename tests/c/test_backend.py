@@ -126,7 +126,7 @@ def test_a_vm_whose_store_cannot_be_read_does_not_start(home: Home) -> None:
         assert backend.does("init boot") == "error unavailable none"
         code, log = backend.ends()
     assert code == 1
-    assert log == "the store was not read: unavailable, none: no server answers at the socket\n"
+    assert log == "the store was not read: unavailable, none: no server answers at the socket (No such file or directory)\n"
     with home.serve():
         vm = home.create(b"VARS", OK)
         with Backend(home.attach(vm), vm) as backend:

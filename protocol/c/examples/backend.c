@@ -54,8 +54,12 @@ static const char *status_name(uint64_t status)
 
 static void log_failure(const char *what, enum vsc_result result)
 {
-    (void)fprintf(stderr, "%s: %s, %s%s: %s\n", what, vsc_result_name(result), vsc_code_name(client.error.code),
+    (void)fprintf(stderr, "%s: %s, %s%s: %s", what, vsc_result_name(result), vsc_code_name(client.error.code),
                   client.error.maybe_done ? ", may have been carried out" : "", client.error.text);
+    /* A daemon that is away, and a socket that this process may not use, are told apart by this alone. */
+    if (client.error.system_error != 0)
+        (void)fprintf(stderr, " (%s)", strerror(client.error.system_error));
+    (void)fprintf(stderr, "\n");
 }
 
 static void print_hex(const uint8_t *bytes, size_t size)
