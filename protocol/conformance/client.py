@@ -54,6 +54,7 @@ class Client:
         command = [*command, str(path), VM]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)  # noqa: S603 - it is what is tested
         self._stream: Stream | None = None
+        self._said = b""
 
     def __enter__(self) -> Self:
         return self
@@ -86,13 +87,27 @@ class Client:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise Failure("the client's process has ended") from None
+            raise Failure(f"the client {self._end()}") from None
 
     def line(self) -> str:
         """What it says became of it."""
         assert self._process.stdout is not None
-        expect(self._wait(self._process.stdout), f"the client said nothing within {SECONDS:g} s")
-        return self._process.stdout.readline().decode(errors="replace").strip()
+        while b"\n" not in self._said:
+            what = f"no end of the line {self._said[:200]!r}" if self._said else "nothing"
+            expect(self._wait(self._process.stdout) is not None, f"the client said {what} within {SECONDS:g} s")
+            piece = self._process.stdout.read(65_536)
+            if not piece:
+                raise Failure(f"the client {self._end()}")
+            self._said += piece
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode(errors="replace").strip()
+
+    def _end(self) -> str:
+        """What became of it once it says nothing more."""
+        try:
+            return f"ended with {self._process.wait(1)}"
+        except subprocess.TimeoutExpired:
+            return "closed its output"
 
     def _wait(self, *sources: Any) -> Any:  # noqa: ANN401 - whatever has a descriptor
         with selectors.DefaultSelector() as waiting:
@@ -103,6 +118,8 @@ class Client:
 
     def asks_again(self) -> bool:
         """Whether it sends something by itself before it says anything."""
+        if self._said:
+            return False
         source = self._listener if self._stream is None else self._stream.socket
         ready = self._wait(self._process.stdout, source)
         expect(ready is not None, f"neither a line nor a request within {SECONDS:g} s")
@@ -118,7 +135,10 @@ class Client:
         self._stream = None
 
     def _accept(self) -> Stream:
-        expect(self._wait(self._listener) is not None, f"no connection within {SECONDS:g} s")
+        ready = None if self._said else self._wait(self._listener, self._process.stdout)
+        if ready is not self._listener:
+            expect(self._said != b"" or ready is not None, f"no connection within {SECONDS:g} s")
+            raise Failure(f"a connection was due, and the client said {self.line()[:200]!r}")
         return Stream(self._listener.accept()[0])
 
     def request(self, wanted: Frame) -> tuple[Stream, int]:

@@ -74,8 +74,10 @@ def parse(data: bytes) -> Frame:
     expect(len(payload) == length, f"{name}: a payload of {len(payload)} bytes instead of {length}")
     known = {field["tag"]: field for field in table}
     fields: dict[str, str] = {}
-    at, last = 0, 0
+    at, last, count = 0, 0, 0
     while at < length:
+        count += 1
+        expect(count <= TABLE["limits"]["max_fields"], f"{name}: more than {TABLE['limits']['max_fields']} fields")
         expect(length - at >= FIELD.size, f"{name}: a cut field")
         tag, reserved, size = FIELD.unpack_from(payload, at)
         at += FIELD.size

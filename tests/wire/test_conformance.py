@@ -1,6 +1,7 @@
 """Server, Python client and C client held to the vectors by the suite that anybody can run."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -101,5 +102,27 @@ def test_a_client_that_understands_nothing_does_not_pass(says: str, case: str) -
         tempfile.TemporaryDirectory() as folder,
         Client([sys.executable, "-c", code, "-"], Path(folder)) as client,
         pytest.raises(Failure, match=f"said '{says}' of"),
+    ):
+        client.play(turns)
+
+
+@pytest.mark.parametrize(
+    ("program", "failure"),
+    [
+        ("printf ready; read a; read b", "no end of the line b'ready' within 1 s"),
+        ("exit 3", "the client ended with 3"),
+        ("exec >&-; read a; read b", "the client closed its output"),
+        ("echo ready; read a; read b", "a connection was due, and the client said 'ready'"),
+        ("read a; read b", "no connection within 1 s"),
+    ],
+)
+def test_a_client_that_hangs_or_ends_is_told_as_such(program: str, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs it on a client in the making: nothing is waited for without end."""
+    monkeypatch.setattr("conformance.client.SECONDS", 1.0)
+    (turns,) = [turns for name, turns in client_cases() if name == "ping-answer"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Client(["sh", "-c", program], Path(folder)) as client,
+        pytest.raises(Failure, match=re.escape(failure)),
     ):
         client.play(turns)
