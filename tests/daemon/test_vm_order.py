@@ -1,6 +1,7 @@
 """The order of one VM's writes, and what the daemon knows of its store."""
 
 import gc
+import os
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 
@@ -14,6 +15,7 @@ from support.stock import SET, S, V, request
 from support.storemaker import Variable, make_store, scene
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
+from varstore_companion.wire import codec
 from varstore_companion.wire.frames import build_frame
 from varstore_companion.wire.limits import MAX_PAYLOAD
 from varstore_companion.wire.messages import (
@@ -180,6 +182,19 @@ async def test_a_write_that_its_peer_gave_up_does_not_come_after_the_next_one(pl
     await wait_all_tasks_blocked()
     assert place.daemon.connections == 0
     assert place.record(machine) == VmRecord(written("ms2011", 2), ON_BOOT, 1)
+
+
+async def test_a_boot_that_its_peer_gave_up_updates_nothing(place: Place) -> None:  # invariants 9 and 10
+    """Its VM may have been started elsewhere meanwhile: what is written then may be older than what its guest wrote."""
+    machine = await place.machine(scene("ms2011").blob, ON_BOOT)
+    gone = await connect(machine.path, machine.vm)
+    await gone.hello()
+    # Both before the daemon has a turn.
+    assert os.write(gone.raw.socket.fileno(), build_frame(GetStore.TYPE, 2, codec.encode(GetStore(Reason.BOOT)))) == 25
+    gone.raw.socket.close()
+    await wait_all_tasks_blocked()
+    assert place.daemon.connections == 0
+    assert place.record(machine) == VmRecord(scene("ms2011").blob, ON_BOOT, 0)
 
 
 async def test_a_peer_that_only_sends_no_more_is_answered(place: Place) -> None:

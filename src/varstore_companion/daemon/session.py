@@ -27,6 +27,7 @@ from varstore_companion.wire.messages import (
     AnswerMessage,
     Attach,
     Detach,
+    GetStore,
     Hello,
     HelloAnswer,
     Mark,
@@ -58,6 +59,8 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
 _CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore, Log, Reload, Updates)
+_LEFT_UNDONE = (PutStore, GetStore)
+"""What changes a VM's store, a boot's read too, and is of no use to a peer that has gone."""
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 
@@ -194,10 +197,10 @@ class Session:
             return connection.answer_error(event.request_id, event.code, event.text)
         if not isinstance(event, Request) or not isinstance(event.message, RequestMessage):
             raise TypeError(f"a server's connection gave {type(event).__name__}")
-        if isinstance(event.message, PutStore) and self._stream.peer_has_left:
-            # It has given the write up, and may have sent a newer one on another connection: that must stay the last
-            # (invariant 9). A request whose answer cannot come may be left undone.
-            raise trio.BrokenResourceError("the peer left before its write was carried out")
+        if isinstance(event.message, _LEFT_UNDONE):
+            # It has given it up, and something newer may have been written since, over another connection or on another host:
+            # that must stay the last (invariant 9). A request whose answer cannot come may be left undone.
+            self._stream.confirm_peer()
         try:
             handle = self._greet if isinstance(event.message, Hello) else self._handle
             return connection.answer(event.request_id, await handle(event.message))
