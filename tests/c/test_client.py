@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conformance.client import Client
-from conformance.frames import FIELD, HEADER, MESSAGES, VM, Frame, Stream, vector, with_id
+from conformance.frames import FIELD, HEADER, MESSAGES, VM, Failure, Frame, Stream, vector, with_id
 from support import c_code
 
 Start = Callable[[int], Client]
@@ -311,6 +311,15 @@ def test_a_refusal_on_connecting_is_tried_again(start: Start) -> None:
     stream, request_id = client.request(PING)
     answer(stream, request_id, HEADER.pack(b"VSCP", 1, 0x8002, 1, 0))
     assert client.line() == "answer"
+
+
+@pytest.mark.parametrize("reason", ["", "Tool", "tools", "update"])
+def test_what_is_no_reason_is_not_taken_for_a_boot(start: Start, reason: str) -> None:
+    """A boot may update the store, and whoever asks here looks at a VM that runs."""
+    client = start(SHORT)
+    client.say(f"get {reason}")
+    with pytest.raises(Failure, match="ended with 2"):
+        client.line()
 
 
 def test_what_it_says_on_greeting(start: Start) -> None:

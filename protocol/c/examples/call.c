@@ -42,17 +42,23 @@ static void print_hex(const char *name, const void *bytes, size_t size)
         (void)printf("%02x", ((const uint8_t *)bytes)[at]);
 }
 
-static enum vsc_result get(const char *reason, uint32_t limit_ms)
+/* 0: none of that name. What is not understood must not be taken for a boot, which may update the store. */
+static enum vsc_reason reason_of(const char *name)
 {
     static const char *const reasons[] = {"", "boot", "resume", "tool"};
+    enum vsc_reason reason = VSC_TOOL;
+
+    while (reason > 0 && strcmp(reasons[reason], name) != 0)
+        reason--;
+    return reason;
+}
+
+static enum vsc_result get(enum vsc_reason reason, uint32_t limit_ms)
+{
     static const char *const outcomes[] = {"not_asked", "updated", "nothing_to_do", "failed"};
     struct vsc_store answer;
-    enum vsc_reason wanted = VSC_TOOL;
-    enum vsc_result result;
+    const enum vsc_result result = vsc_get_store(&client, reason, limit_ms, &answer);
 
-    while (wanted > VSC_BOOT && strcmp(reasons[wanted], reason) != 0)
-        wanted--;
-    result = vsc_get_store(&client, wanted, limit_ms, &answer);
     if (result == VSC_OK) {
         (void)printf("answer presence=%s generation=%llu outcome=%s", answer.present ? "present" : "absent",
                      (unsigned long long)answer.generation, outcomes[answer.outcome]);
@@ -90,8 +96,8 @@ static bool carry_out(char *command, uint32_t limit_ms)
         result = vsc_connect(&client, limit_ms);
     else if (strcmp(command, "ping") == 0)
         result = vsc_ping(&client, argument == NULL ? NULL : octets, size, limit_ms);
-    else if (strcmp(command, "get") == 0 && argument != NULL)
-        result = get(argument, limit_ms);
+    else if (strcmp(command, "get") == 0 && argument != NULL && reason_of(argument) != 0)
+        result = get(reason_of(argument), limit_ms);
     else if (strcmp(command, "put") == 0)
         result = put(size, limit_ms);
     else if (strcmp(command, "sb-failure") == 0)
