@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.daemon import NOW, Machine, Place, updated, written
-from support.peer import Refused, greeted
+from support.peer import Refused, connect, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import recovery as recovery_module
 from varstore_companion.daemon.attachments import Attachment
@@ -25,7 +25,9 @@ from varstore_companion.journal.history import What
 from varstore_companion.toolstack.guard import GuardToolstack
 from varstore_companion.toolstack.interface import VmRecord
 from varstore_companion.trust.state import CertificatesState, Update
+from varstore_companion.wire import codec
 from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.frames import build_frame
 from varstore_companion.wire.limits import MAX_JSON
 from varstore_companion.wire.messages import (
     Backups,
@@ -244,6 +246,19 @@ async def test_a_vm_that_is_attached_meanwhile_boots_with_what_was_restored(plac
         assert boots == []
         hang.release.set()
     assert boots == [OLD]
+
+
+async def test_a_restore_that_its_operator_gave_up_is_left_undone(place: Place) -> None:  # invariant 9
+    """The VM may have been started meanwhile, on another host."""
+    machine = await updated_and_down(place)
+    before = place.record(machine)
+    gone = await connect(place.control)
+    await gone.hello()
+    # Both before the daemon has a turn.
+    os.write(gone.raw.socket.fileno(), build_frame(Restore.TYPE, 2, codec.encode(Restore(machine.vm))))
+    gone.raw.socket.close()
+    await wait_all_tasks_blocked()
+    assert place.record(machine) == before
 
 
 async def test_a_vm_that_is_attached_before_the_store_is_written_is_refused(place: Place) -> None:

@@ -59,8 +59,8 @@ _CODES: tuple[tuple[type[CompanionError], ErrorCode], ...] = (
     (ConfigurationError, ErrorCode.INVALID_ARGUMENT),
 )
 _CHANGING = (PutStore, SbFailure, Attach, Detach, Mark, Restore, Log, Reload, Updates)
-_LEFT_UNDONE = (PutStore, GetStore)
-"""What changes a VM's store, a boot's read too, and is of no use to a peer that has gone."""
+_LEFT_UNDONE = (PutStore, GetStore, Restore)
+"""What changes a VM's store, a boot's read too: not for a peer that has gone."""
 _XAPI_CODES = {"HANDLE_INVALID": ErrorCode.UNKNOWN_VM, "OPERATION_NOT_ALLOWED": ErrorCode.NOT_ALLOWED}
 
 
