@@ -45,6 +45,7 @@ MAX_REPLACES = 64
 """Stores of which the toolstack may hold one, that an entry follows on: one more, and the entry is set aside."""
 REFUSED_SECONDS = 60.0
 """For how long the toolstack may go on refusing an entry before it is set aside."""
+_FOREIGN = "the toolstack holds a store that this one does not follow on"
 DECISIONS = 4
 """How often a delivery is decided anew because somebody else changed the store meanwhile."""
 
@@ -91,6 +92,12 @@ class Backlog:
         """Whether nothing that was given up may still be carried out, here or by the toolstack."""
         return (self._append is None or self._append.is_over) and self._upstream.writer.is_settled
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the toolstack holds, or may hold, a store that the pending one does not follow on."""
+        entry, holds = self.pending, self._upstream.writer.holds
+        return entry is not None and holds is not None and not _replaces(entry, holds)
+
     async def settled(self) -> None:
         """Wait until it is."""
         await self._journaled()
@@ -109,6 +116,10 @@ class Backlog:
         """
         with trio.move_on_at(deadline):
             await self._journaled()
+            if self.is_doubtful:
+                raise ToolstackUnavailableError(
+                    f"{reason}; and the toolstack may hold a newer one than that, so it cannot be journaled"
+                )
             before = self.pending
             replaces = self._upstream.writer.may_hold if before is None else self._follows_on(before)
             if not replaces:
@@ -145,12 +156,26 @@ class Backlog:
         # It may have been sent, by this daemon or by one before it.
         return (before.replaces[0], *before.replaces[1:][2 - MAX_REPLACES :], before.digest)
 
+    async def reconcile(self) -> None:
+        """Set the pending store aside if the toolstack holds one that it does not follow on: nothing may take its place then.
+
+        Raises `ToolstackError` and `JournalError`: to be tried again.
+        """
+        async with self.turn:
+            found = digest_of((await self._look()).store)
+            await self._journaled()
+            entry = self.pending
+            if entry is not None and not _replaces(entry, found):
+                await self._set_aside(entry, await self._host.journal.load(entry), _FOREIGN)
+
     async def newest(self, record: VmRecord | None) -> bytes | None:
         """The pending store, if it is newer than what the toolstack holds (`record`; None: it cannot be asked).
 
-        Raises `ToolstackUnavailableError` when the disk does not give it.
+        Raises `ToolstackUnavailableError` when the disk does not give it, or only the toolstack could say which one is newer.
         """
         while (entry := self.pending) is not None:
+            if record is None and self.is_doubtful:
+                raise ToolstackUnavailableError("the toolstack may hold a newer store than the journal, and cannot be asked")
             if record is not None and not _replaces(entry, digest_of(record.store)):
                 return None
             try:
@@ -198,7 +223,7 @@ class Backlog:
             if found != entry.digest:
                 store = await self._host.journal.load(entry)
                 if not _replaces(entry, found):
-                    await self._set_aside(entry, store, "the toolstack holds a store that this one does not follow on")
+                    await self._set_aside(entry, store, _FOREIGN)
                     return
                 try:
                     new = admitted(store, self._uuid)

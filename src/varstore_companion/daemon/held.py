@@ -6,6 +6,9 @@ from hashlib import sha256
 ABSENT = bytes(32)
 """Stands for no store at all: the toolstack said that the NVRAM key is absent."""
 
+UNKNOWN = b"\xff" * 32
+"""Stands for whatever the VM may have written past this daemon while a store of it waits."""
+
 ROOM = 1 << 20
 """Bytes of stores kept whole because nobody has asked for their digest yet, of all VMs together."""
 

@@ -19,7 +19,7 @@ from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
-from varstore_companion.errors import ConfigurationError, ToolstackError
+from varstore_companion.errors import ConfigurationError, JournalError, ToolstackError
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -212,10 +212,8 @@ class Sockets:
         if not attachment.interpose:
             return listen.bind(attachment.path, mode=attachment.mode, gid=attachment.gid)
         taking = interpose.prepare(attachment.path, self._identities(), returning=returning)
+        self._doubt(attachment, taking)
         taking.switch()
-        if taking.how is interpose.How.EXCHANGE:
-            # The guard had its socket to itself until now.
-            self._vm(attachment.vm).forget()
         return taking.bound
 
     def _serve(self, attachment: Attachment, bound: Bound, *, fresh: bool) -> None:
@@ -249,8 +247,8 @@ class Sockets:
         while self.of(vm.uuid) and not vm.is_known:
             async with self._looks:
                 try:
-                    await vm.read()
-                except ToolstackError as error:
+                    await vm.look()
+                except (ToolstackError, JournalError, OSError) as error:
                     log.debug("vm=%s what the toolstack holds is not known yet: %s", vm.uuid, error)
                 except Exception:
                     # Nobody asked for it: it must not end the daemon.
@@ -277,12 +275,19 @@ class Sockets:
             if not isinstance(error, OSError):
                 raise
             raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
+        self._doubt(attachment, taking)
         try:
             taking.switch()
         except ConfigurationError:
             await self._save_after(attachment.path)
             raise
         self._serve(attachment, taking.bound, fresh=True)
+
+    def _doubt(self, attachment: Attachment, taking: interpose.Taking) -> None:
+        """Before PATH leads to us: the next daemon does not see who had it."""
+        if taking.how is interpose.How.EXCHANGE:
+            # The guard had its socket to itself until now.
+            self._vm(attachment.vm).doubt()
 
     def _former(self, attachment: Attachment) -> list[Attached]:
         """Whose last calls go to the guard at this path, which must not become ours under them."""
@@ -312,6 +317,8 @@ class Sockets:
                 return
             self._retire(there)
             await self._keep_instead(there)
+        # There is a way to its toolstack again.
+        self._host.wake(attachment.vm)
         log.info("vm=%s its guard was started anew: %s is taken over again", attachment.vm, attachment.path)
 
     async def _keep_instead(self, former: Attached) -> None:

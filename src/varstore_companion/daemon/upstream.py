@@ -104,6 +104,11 @@ class Upstream:
         self.known = None
         self.writer.forget()
 
+    def doubt(self) -> None:
+        """The VM may have written past this daemon while a store of it waits."""
+        self.known = None
+        self.writer.doubt()
+
     async def write(self, blob: bytes, new: Outline | None, deadline: float) -> tuple[Verdict, int]:
         """Decide on a guest's store (`new`: as `admitted`) and store it, until `deadline`. Raises as `Writer.store`."""
         verdict, keys, generation = await self._decide(new, deadline)

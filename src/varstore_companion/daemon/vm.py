@@ -235,7 +235,7 @@ class Vm:
     @property
     def is_known(self) -> bool:
         """Whether it is known what the toolstack may hold, without which no write can be journaled."""
-        return bool(self._upstream.writer.may_hold)
+        return bool(self._upstream.writer.may_hold) and not self._backlog.is_doubtful
 
     def forget(self) -> None:
         """The guest may have written past this daemon, or the VM have been elsewhere: what the toolstack held counts no more.
@@ -244,6 +244,20 @@ class Vm:
         """
         if self._backlog.pending is None:
             self._upstream.forget()
+
+    def doubt(self) -> None:
+        """As `forget`, where the guest could write past this daemon: what waits may be older than what the toolstack holds."""
+        if self._backlog.pending is None:
+            self._upstream.forget()
+        else:
+            self._upstream.doubt()
+
+    async def look(self) -> None:
+        """Find out what the toolstack holds, and whether what waits follows on it. Raises `ToolstackError`, `JournalError`."""
+        if self._backlog.is_doubtful:
+            await self._backlog.reconcile()
+        else:
+            await self.read()
 
     async def settled(self) -> None:
         """Wait until no call that was given up can still be carried out."""
@@ -356,6 +370,8 @@ class Vm:
 
     async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
         backlog, reason = self._backlog, "an earlier one waits for the toolstack"
+        if backlog.is_doubtful:
+            await self._reconcile(deadline)
         if backlog.pending is None:
             reason = "a call that was given up may still be carried out"
             await _take(backlog.turn, deadline)
@@ -374,6 +390,18 @@ class Vm:
         return Written(
             Verdict(Update.UNSPECIFIED, "decided when the toolstack takes it"), self._upstream.generation, journaled=True
         )
+
+    async def _reconcile(self, deadline: float) -> None:
+        """Journaled onto a store that waits, this one would be set aside with it. Raises `ToolstackUnavailableError`."""
+        reason: object = "the toolstack did not say in time what it holds"
+        with trio.move_on_at(min(trio.current_time() + STRAIGHT_SECONDS, deadline)):
+            try:
+                await self._backlog.reconcile()
+            except (ToolstackError, JournalError, OSError) as error:
+                reason = error
+            else:
+                return
+        raise ToolstackUnavailableError(f"the toolstack may hold a newer store than the one that waits: {reason}")
 
     async def _put_straight(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
         deadline = min(trio.current_time() + STRAIGHT_SECONDS, deadline)

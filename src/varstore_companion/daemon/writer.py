@@ -8,7 +8,7 @@ from uuid import UUID
 import trio
 
 from varstore_companion.daemon.errand import Errand
-from varstore_companion.daemon.held import Held
+from varstore_companion.daemon.held import UNKNOWN, Held
 from varstore_companion.daemon.host import Host
 from varstore_companion.errors import (
     ToolstackConflictError,
@@ -64,7 +64,10 @@ class Writer:
         await trio.sleep_until(self._late_until)
         if self._sent and self._sending is None and self.is_settled and self._host.ledger is not None:
             # Else whoever knows of it by the ledger alone would wait for it once more, each time anew.
-            self._host.ledger.forget(self._uuid)
+            if self.holds == UNKNOWN:
+                self._host.ledger.note(self._uuid, UNKNOWN)
+            else:
+                self._host.ledger.forget(self._uuid)
 
     async def finished(self) -> None:
         """Wait until no call goes on that the toolstack could not leave."""
@@ -73,9 +76,14 @@ class Writer:
             self._left = None
 
     @property
+    def holds(self) -> bytes | None:
+        """Digest of what the toolstack was last known to hold; `UNKNOWN` after `doubt`, None when that counts no more."""
+        return None if self._held is None else self._held.digest
+
+    @property
     def may_hold(self) -> tuple[bytes, ...]:
         """Digests of the stores of which the toolstack holds one; none at all when that is not known."""
-        if self._held is None:
+        if self._held is None or self._held.digest == UNKNOWN:
             return ()
         sending = () if self._sending is None else (self._sending.digest,)
         return (self._held.digest, *self._sent, *sending)
@@ -92,6 +100,11 @@ class Writer:
             self._sent = ()
         if self._sending is None:
             self._note()
+
+    def doubt(self) -> None:
+        """The VM may have written past this daemon, for whoever goes by the ledger too."""
+        self._holds(Held.of(UNKNOWN, self._host.recent))
+        self._note()
 
     def forget(self) -> None:
         """What the toolstack holds may have changed past this daemon; what it may still carry out stays in mind."""

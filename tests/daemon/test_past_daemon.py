@@ -1,0 +1,83 @@
+"""A guard that is started anew has its socket to itself for a moment: what is written there is newer than what waits."""
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from support.daemon import Machine, written
+from support.fake_guard import Guard, Server
+from support.guards import Place
+from support.peer import Refused
+from support.stock import Varstored
+from support.storemaker import scene
+from varstore_companion.daemon.journals import opened_ledger
+from varstore_companion.trust.state import CertificatesState
+from varstore_companion.wire.errors import ErrorCode
+from varstore_companion.wire.messages import Durable, Reason
+
+OLD = scene("ms2011").blob
+AVAILABLE = CertificatesState.UPDATE_AVAILABLE
+WAITS, DIRECT, NEXT = (written("ms2011", number) for number in (1, 2, 3))
+AWAY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+
+def started(folder: Path, nursery: trio.Nursery) -> Place:
+    place = Place(folder, nursery)
+    place.host.ledger = opened_ledger(folder / "ledger")
+    return place
+
+
+async def queued(place: Place) -> tuple[Machine, Guard, Server]:
+    """A VM with a store that waits, whose guard is away."""
+    machine, guard, server = await place.interposed(OLD, AVAILABLE, resume=True)
+    await machine.boot(Reason.RESUME)
+    server.stop()
+    await wait_all_tasks_blocked()
+    assert (await machine.put(WAITS)).durable is Durable.JOURNAL
+    return machine, guard, server
+
+
+async def confirm_nothing_is_journaled_onto_it(place: Place, machine: Machine, guard: Guard, server: Server) -> None:
+    """As long as the guard does not say what it holds, neither a write nor a read is answered from what waits."""
+    for _ in range(8):
+        server.next(AWAY)
+    with pytest.raises(Refused) as refused:
+        await machine.put(NEXT)
+    assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
+    with pytest.raises(Refused) as refused:
+        await machine.boot(Reason.RESUME)
+    assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
+    server._prepared.clear()
+    assert (await machine.put(NEXT)).durable is Durable.TOOLSTACK
+    assert guard.model.store == NEXT
+    assert place.host.stats.set_aside == 1
+    assert place.host.journal.pending_count == 0
+
+
+@pytest.mark.parametrize("daemon", ["the same", "the next"])
+async def test_no_write_is_journaled_onto_one_that_the_guest_has_written_past(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, daemon: str
+) -> None:
+    """It would be set aside with that one, though it was acknowledged, and the VM's next boot would get an older store."""
+    place = started(tmp_path, nursery)
+    async with trio.open_nursery() as life:
+        await life.start(place.daemon.run)
+        machine, guard, server = await queued(place)
+        await nursery.start(server.run)
+        await Varstored(server.path, machine.vm).write(DIRECT)
+        for _ in range(8):
+            server.next(AWAY)
+        await place.daemon._sockets.look_at_guards()
+        if daemon == "the same":
+            await confirm_nothing_is_journaled_onto_it(place, machine, guard, server)
+        else:
+            await place.daemon.stop()
+        life.cancel_scope.cancel()
+    if daemon == "the next":
+        place.host.ledger.close()
+        place = started(tmp_path, nursery)
+        await nursery.start(place.daemon.run)
+        await confirm_nothing_is_journaled_onto_it(place, machine, guard, server)
+    nursery.cancel_scope.cancel()
