@@ -81,3 +81,41 @@ async def test_no_write_is_journaled_onto_one_that_the_guest_has_written_past(  
         await nursery.start(place.daemon.run)
         await confirm_nothing_is_journaled_onto_it(place, machine, guard, server)
     nursery.cancel_scope.cancel()
+
+
+async def test_the_next_daemon_does_not_go_by_what_was_held_before_either(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """Also while a call that was given up may still be carried out, which it has to know of."""
+    place = started(tmp_path, nursery)
+    async with trio.open_nursery() as life:
+        await life.start(place.daemon.run)
+        machine, guard, server = await place.interposed(OLD, CertificatesState.UPDATE_ON_BOOT)
+        server.next(method="VM.set_NVRAM_EFI_variables_v2")
+        assert (await machine.boot()).store == OLD
+        assert not place.daemon.vm(machine.vm).is_direct
+        server.stop()
+        await wait_all_tasks_blocked()
+        await nursery.start(server.run)
+        await Varstored(server.path, machine.vm).write(DIRECT)
+        for _ in range(8):
+            server.next(AWAY)
+        await place.daemon._sockets.look_at_guards()
+        await place.daemon.stop()
+        life.cancel_scope.cancel()
+    place.host.ledger.close()
+    place = started(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    with pytest.raises(Refused) as refused:
+        await machine.put(NEXT)
+    assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
+    server._prepared.clear()
+    await place.daemon.vm(machine.vm).look()
+    assert (await machine.put(NEXT)).durable is Durable.JOURNAL
+    mock_clock.jump(place.toolstack.late_seconds)
+    with trio.fail_after(10):
+        while place.host.journal.pending_count:
+            await wait_all_tasks_blocked(0.001)
+    assert guard.model.store == NEXT
+    assert place.host.stats.set_aside == 0
+    nursery.cancel_scope.cancel()

@@ -108,13 +108,15 @@ class Writer:
 
     def forget(self) -> None:
         """What the toolstack holds may have changed past this daemon; what it may still carry out stays in mind."""
+        if not self.is_settled or self._sending is not None:
+            self.doubt()
+            return
         if self._held is not None:
             self._held.forget()
             self._held = None
-        if self.is_settled and self._sending is None:
-            self._sent = ()
-            if self._host.ledger is not None:
-                self._host.ledger.forget(self._uuid)
+        self._sent = ()
+        if self._host.ledger is not None:
+            self._host.ledger.forget(self._uuid)
 
     async def store(self, blob: bytes, update: Update, generation: int, deadline: float, *, may_leave: bool) -> int:
         """Store `blob` over `generation`; when the answer is lost or late, read back what the toolstack holds.
