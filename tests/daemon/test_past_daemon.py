@@ -13,6 +13,7 @@ from support.peer import Refused
 from support.stock import Varstored
 from support.storemaker import scene
 from varstore_companion.daemon.journals import opened_ledger
+from varstore_companion.journal.ledger import Ledger
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Durable, Reason
@@ -23,10 +24,10 @@ WAITS, DIRECT, NEXT = (written("ms2011", number) for number in (1, 2, 3))
 AWAY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 
-def started(folder: Path, nursery: trio.Nursery) -> Place:
+def started(folder: Path, nursery: trio.Nursery) -> tuple[Place, Ledger]:
     place = Place(folder, nursery)
-    place.host.ledger = opened_ledger(folder / "ledger")
-    return place
+    place.host.ledger = ledger = opened_ledger(folder / "ledger")
+    return place, ledger
 
 
 async def queued(place: Place) -> tuple[Machine, Guard, Server]:
@@ -61,7 +62,7 @@ async def test_no_write_is_journaled_onto_one_that_the_guest_has_written_past(  
     tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, daemon: str
 ) -> None:
     """It would be set aside with that one, though it was acknowledged, and the VM's next boot would get an older store."""
-    place = started(tmp_path, nursery)
+    place, ledger = started(tmp_path, nursery)
     async with trio.open_nursery() as life:
         await life.start(place.daemon.run)
         machine, guard, server = await queued(place)
@@ -76,8 +77,8 @@ async def test_no_write_is_journaled_onto_one_that_the_guest_has_written_past(  
             await place.daemon.stop()
         life.cancel_scope.cancel()
     if daemon == "the next":
-        place.host.ledger.close()
-        place = started(tmp_path, nursery)
+        ledger.close()
+        place, ledger = started(tmp_path, nursery)
         await nursery.start(place.daemon.run)
         await confirm_nothing_is_journaled_onto_it(place, machine, guard, server)
     nursery.cancel_scope.cancel()
@@ -87,7 +88,7 @@ async def test_the_next_daemon_does_not_go_by_what_was_held_before_either(  # in
     tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     """Also while a call that was given up may still be carried out, which it has to know of."""
-    place = started(tmp_path, nursery)
+    place, ledger = started(tmp_path, nursery)
     async with trio.open_nursery() as life:
         await life.start(place.daemon.run)
         machine, guard, server = await place.interposed(OLD, CertificatesState.UPDATE_ON_BOOT)
@@ -103,8 +104,8 @@ async def test_the_next_daemon_does_not_go_by_what_was_held_before_either(  # in
         await place.daemon._sockets.look_at_guards()
         await place.daemon.stop()
         life.cancel_scope.cancel()
-    place.host.ledger.close()
-    place = started(tmp_path, nursery)
+    ledger.close()
+    place, ledger = started(tmp_path, nursery)
     await nursery.start(place.daemon.run)
     with pytest.raises(Refused) as refused:
         await machine.put(NEXT)

@@ -67,11 +67,12 @@ _REFUSAL = Failure(("Internal_error", "Server_error(VM_BAD_POWER_STATE, [ Opaque
 
 
 class Held(VmModel):
-    """What the toolstack holds of one VM, and what must never become of it."""
+    """What the toolstack holds of one VM, and what must never become of it. `is_direct`: varstored itself writes just now."""
 
     def __init__(self, vm: UUID, tally: Tally) -> None:
         super().__init__(vm, certcheck)
         self._tally = tally
+        self.is_direct = False
         self.put(store_of(Version(0, is_updated=False)), CertificatesState.UPDATE_AVAILABLE)
 
     @property
@@ -88,7 +89,7 @@ class Held(VmModel):
         self._tally.happened(self.uuid, f"toolstack: {after} over {before} with {update}")
         if after < before:
             self._tally.violated("turned_back", self.uuid, f"{after} was written over {before}")
-        if marked and update not in (Update.YES, Update.NO) and before.is_updated == after.is_updated:
+        if marked and not self.is_direct and update not in (Update.YES, Update.NO) and before.is_updated == after.is_updated:
             self._tally.violated("marks_lost", self.uuid, f"{after} was written over {before} with {update}")
 
 
@@ -108,7 +109,11 @@ class Chaos:
 
     def add(self, vm: UUID, path: Path) -> "ChaosGuard":
         """A VM's guard, which listens."""
-        guard = self.guards[vm] = ChaosGuard(path, Held(vm, self.tally), self)
+        return self.open(ChaosGuard(path, Held(vm, self.tally), self))
+
+    def open(self, guard: "ChaosGuard") -> "ChaosGuard":
+        """Have a guard listen."""
+        self.guards[guard.held.uuid] = guard
         guard.open()
         return guard
 
@@ -148,7 +153,10 @@ class Chaos:
 
 
 class ChaosGuard(Server):
-    """One VM's guard. `held`: what the toolstack behind it holds."""
+    """One VM's guard. `held`: what the toolstack behind it holds.
+
+    `incarnation`: which of its processes runs, where it has any; `direct_in`: the last one that varstored wrote through itself.
+    """
 
     def __init__(self, path: Path, held: Held, chaos: Chaos) -> None:
         self.held = held
@@ -158,6 +166,8 @@ class ChaosGuard(Server):
         self._is_pinned = False
         self._moves = 0
         self.refusals = 0
+        self.incarnation = 0
+        self.direct_in = 0
 
     def open(self) -> None:
         """Listen, unless it is kept closed."""
@@ -202,6 +212,7 @@ class ChaosGuard(Server):
         chaos, writes = self._chaos, call.method in SET_CALLS
         if writes:
             chaos.trigger.hit("write arrived")
+        await self._in_turn()
         deed = chaos.deed()
         if deed is Deed.REFUSE:
             self.refusals += writes
@@ -233,6 +244,9 @@ class ChaosGuard(Server):
                 answer = self._carried_out(call)
                 await stream.send_all(answer[: chaos.random.randrange(len(answer))])
 
+    async def _in_turn(self) -> None:
+        """Wait until what came past the daemon before is carried out."""
+
     def _carried_out(self, call: Call) -> bytes:
         answer = http(build_response(self.answer(call)))
         if call.method in SET_CALLS:
@@ -241,7 +255,7 @@ class ChaosGuard(Server):
 
     async def _hang(self, stream: trio.SocketStream, call: Call) -> None:
         """Do nothing for a while, or until the caller gives up; what changes something is carried out then, or later."""
-        chaos, moves = self._chaos, self._moves
+        chaos, moves, incarnation = self._chaos, self._moves, self.incarnation
         given_up = True
         try:
             async with trio.open_nursery() as nursery:
@@ -252,7 +266,7 @@ class ChaosGuard(Server):
         finally:
             if given_up and call.method in SET_CALLS and chaos.random.random() < 0.8:
                 chaos.coming += 1
-                chaos.nursery.start_soon(self._land, call, moves, trio.current_time())
+                chaos.nursery.start_soon(self._land, call, moves, incarnation, trio.current_time())
         if not given_up:
             await stream.send_all(self._carried_out(call))
 
@@ -263,10 +277,12 @@ class ChaosGuard(Server):
                 pass
         scope.cancel()
 
-    async def _land(self, call: Call, moves: int, given_up: float) -> None:
+    async def _land(self, call: Call, moves: int, incarnation: int, given_up: float) -> None:
         chaos = self._chaos
         await trio.sleep(chaos.random.uniform(0, LATE_MOST))
-        if trio.current_time() - given_up < LATE_CHECKED and moves == self._moves:
+        # What varstored wrote through a later guard, past the daemon, no daemon can keep an earlier call from landing on.
+        is_past = self.direct_in > incarnation
+        if trio.current_time() - given_up < LATE_CHECKED and moves == self._moves and not is_past:
             self._carried_out(call)
             chaos.tally.late += 1
         chaos.coming -= 1

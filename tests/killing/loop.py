@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from uuid import UUID
 
 import trio
 
-from killing.guards import LATE_SECONDS, Chaos
+from killing.guards import LATE_SECONDS, Chaos, Held
+from killing.interposed import Interposed
+from killing.interposed_guard import InterposedGuard
 from killing.life import Life
 from killing.machine import Load, Machine
 from killing.stores import FOREIGN, Version, set_aside
@@ -26,6 +29,11 @@ from varstore_companion.wire.messages import Reason, Status, StatusAnswer
 VMS: Final = 20
 STARTING: Final = 0.15
 """Of all kills, those in the middle of a start."""
+STOPPED: Final = 0.1
+"""Of the others, those that are none: the daemon is told to stop."""
+TOLD: Final = "told to stop"
+DOWN: Final = 0.35
+"""Of the longest life, for how long at most no daemon runs, where there are guards whose VMs can do without one."""
 AT_A_MOMENT: Final = 0.5
 """Of the others, those at the very moment of something."""
 CALM_SECONDS: Final = 60.0
@@ -36,12 +44,16 @@ _VM = re.compile(r"vm=([0-9a-f-]{36})")
 
 @dataclass(frozen=True)
 class Plan:
-    """`movers`: of the VMs, those that move on to another host while a store of theirs is in the journal."""
+    """`movers`: of the VMs, those that move on to another host while a store of theirs is in the journal.
+
+    `interposed`: those whose guards are processes, and in whose guards' place the daemon puts itself.
+    """
 
     seed: int
     kills: int
     vms: int = VMS
     movers: int = 0
+    interposed: int = 0
     longest_life: float = 1.0
 
 
@@ -72,17 +84,28 @@ class _Loop:
         self._random = Random(plan.seed)
         self._trigger = Trigger()
         self._machines: list[Machine] = []
+        self._guards: list[InterposedGuard] = []
         config = home.folder / "config.toml"
         config.write_text(f"late_seconds = {LATE_SECONDS}\n")
         self._command = home.command("--config", config, "--toolstack", "guard")
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            for guard in self._guards:
+                guard.kill()
+
+    async def _run(self) -> None:
         plan, tally = self._plan, self._tally
         async with trio.open_nursery() as nursery:
             chaos = self._chaos = Chaos(Random(plan.seed + 1), tally, self._trigger, nursery)
             load = self._load = Load(Random(plan.seed + 2), tally, self._trigger, self, self._home.control)
             for number in range(plan.vms):
                 vm = UUID(int=self._random.getrandbits(128))
+                if number >= plan.vms - plan.interposed:
+                    self._machines.append(self._interposed(vm, number))
+                    continue
                 upstream = self._home.folder / f"guard{number}"
                 chaos.add(vm, upstream)
                 path = self._home.folder / f"vm{number}"
@@ -93,10 +116,23 @@ class _Loop:
             nursery.start_soon(chaos.run)
             for machine in self._machines[: plan.movers]:
                 nursery.start_soon(self._move, machine)
+            for guard in self._guards:
+                nursery.start_soon(guard.run_and_die)
             for _ in range(plan.kills):
                 await self._live_and_die(nursery)
+                if plan.interposed:
+                    await trio.sleep(max(0.0, self._random.uniform(-DOWN, DOWN) * plan.longest_life))
             await self._recover(nursery)
             nursery.cancel_scope.cancel()
+
+    def _interposed(self, vm: UUID, number: int) -> Interposed:
+        home = self._home.folder
+        folder = home / f"domain{number}"
+        folder.mkdir()
+        guard = InterposedGuard(folder / "socket", home / f"toolstack{number}", Held(vm, self._tally), self._chaos)
+        self._guards.append(guard)
+        self._chaos.open(guard)
+        return Interposed(guard, self._load)
 
     def holds(self, vm: UUID) -> Version | None:
         """See `Truth`."""
@@ -140,7 +176,11 @@ class _Loop:
             await life.ready.wait()
             if not life.has_ended:
                 self._load.up()
-            if random.random() < AT_A_MOMENT:
+            if random.random() < STOPPED:
+                how = TOLD
+                await trio.sleep(random.uniform(0.02, self._plan.longest_life))
+                await self._stop(life)
+            elif random.random() < AT_A_MOMENT:
                 how = random.choice(MOMENTS)
                 pulled = self._trigger.set(how, random.randrange(1, 15), kill)
                 with trio.move_on_after(self._plan.longest_life) as scope:
@@ -153,7 +193,7 @@ class _Loop:
         for machine in self._machines:
             tally.happened(machine.vm, f"killed {how}")
         kill()
-        await self._ended(life)
+        await self._ended(life, *([0] if how == TOLD else []))
         tally.kills += 1
         tally.kills_by[how] += 1
         if tally.notes and not self._has_said:
@@ -163,11 +203,21 @@ class _Loop:
         if tally.kills % 20 == 0:
             self._say(f"{tally.kills} kills, {tally.acknowledged:,} acknowledged, {len(tally.notes)} violations")
 
-    async def _ended(self, life: Life) -> None:
+    async def _stop(self, life: Life) -> None:
+        """It may still be killed while it stops."""
+        self._load.down()
+        life.process.terminate()
+        with trio.move_on_after(self._plan.longest_life):
+            await life.process.wait()
+
+    async def _ended(self, life: Life, *codes: int) -> None:
         await life.ended()
+        for machine in self._machines:
+            if isinstance(machine, Interposed):
+                machine.confirm_set_aside(self._quarantined(machine))
         tally = self._tally
         tally.longest_wait = max(tally.longest_wait, life.longest_wait)
-        if life.process.returncode != -9:
+        if life.process.returncode not in (-signal.SIGKILL, *codes):
             tally.violated("died", None, f"exit code {life.process.returncode}:\n" + "\n".join(life.lines[-30:]))
         if life.bugs:
             tally.violated("bugs", None, "\n".join(life.lines[-60:]))
@@ -203,8 +253,7 @@ class _Loop:
         with trio.move_on_after(CALM_SECONDS) as scope:
             for machine in self._machines:
                 await machine.stopped.wait()
-                if not machine.is_attached:
-                    await machine.attach()
+                await machine.settle()
             await self._drained()
         if scope.cancelled_caught:
             waiting = [str(machine.vm) for machine in self._machines if not machine.stopped.is_set()]
@@ -232,7 +281,7 @@ class _Loop:
             self._tally.violated("lost", machine.vm, f"reads another store than the toolstack's {held.version}")
         if (held.state is CertificatesState.OK) != held.version.is_updated:
             self._tally.violated("fields_untrue", machine.vm, f"{held.state} of {held.version}")
-        if self._quarantined(machine):
+        if self._quarantined(machine) and not isinstance(machine, Interposed):
             self._tally.quarantined += 1
             self._tally.violated("lost", machine.vm, "has stores in quarantine")
 

@@ -14,6 +14,7 @@ from killing.tally import Tally
 from killing.trigger import Trigger
 from support.peer import HungUp, Peer, Refused, greeted
 from support.stock import GET_BY_UUID, LOGOUT, SET, Failed, S, V, Varstored, exchange, login
+from varstore_companion.wire.errors import LocalProtocolError
 from varstore_companion.wire.messages import (
     Attach,
     AttachAnswer,
@@ -26,8 +27,8 @@ from varstore_companion.wire.messages import (
     Reason,
 )
 
-GONE = (OSError, trio.BrokenResourceError, HungUp, ElementTree.ParseError, Failed)
-"""What a client meets when the daemon is not there, or is killed."""
+GONE = (OSError, trio.BrokenResourceError, HungUp, ElementTree.ParseError, Failed, LocalProtocolError)
+"""What a client meets when the daemon is not there, is killed, or stops."""
 THINKING = 0.02
 
 
@@ -101,6 +102,11 @@ class Machine:
                 await trio.sleep(THINKING)
         self.stopped.set()
 
+    async def settle(self) -> None:
+        """Have its socket served in the end."""
+        if not self.is_attached:
+            await self.attach()
+
     async def attach(self) -> None:
         """Have its socket served."""
         upstream = None if self._upstream is None else bytes(self._upstream)
@@ -171,15 +177,17 @@ class Machine:
                 return
             if self._reads_boot or chance < 0.1:
                 try:
-                    store = await self._varstored.read()
+                    await self._read_store()
                 except Failed as error:
                     if not error.status:
                         return
-                    continue
-                self._reads_boot = False
-                self._read(store)
             else:
                 await self._set()
+
+    async def _read_store(self) -> None:
+        store = await self._varstored.read()
+        self._reads_boot = False
+        self._read(store)
 
     async def _set(self) -> None:
         version = self._next()

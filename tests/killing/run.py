@@ -21,11 +21,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill the daemon under load, and see that nothing acknowledged is lost.")
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--movers", type=int, default=4, help="VMs of 20 that another host takes over meanwhile")
+    parser.add_argument("--interposed", type=int, default=6, help="VMs of 20 whose guards' sockets are taken over")
     parser.add_argument("--longest-life", type=float, default=2.0, metavar="SECONDS", help="of a daemon, from ready on")
     parser.add_argument("--seed", type=int, default=SystemRandom().getrandbits(32))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    plan = Plan(options.seed, options.kills, movers=options.movers, longest_life=options.longest_life)
+    plan = Plan(
+        options.seed,
+        options.kills,
+        movers=options.movers,
+        interposed=options.interposed,
+        longest_life=options.longest_life,
+    )
     with tempfile.TemporaryDirectory(prefix="killing-") as folder:
         tally = run(plan, Path(folder), lambda text: print(text, file=sys.stderr))
     print(tally.table())

@@ -9,7 +9,7 @@ from uuid import UUID
 
 VIOLATIONS = ("lost", "turned_back", "marks_lost", "fields_untrue", "lies", "bugs", "died")
 
-TRAIL: Final = 150
+TRAIL: Final = 400
 """Of a VM's last events, those that are kept."""
 
 
@@ -21,6 +21,9 @@ class Tally:
     kills_by: Counter[str] = field(default_factory=Counter)
     to_toolstack: int = 0
     to_journal: int = 0
+    past_daemon: int = 0
+    reads_past: int = 0
+    guards_ended: int = 0
     failed: int = 0
     cut: int = 0
     reads: int = 0
@@ -67,10 +70,12 @@ class Tally:
             ("kills", f"{self.kills} ({by})"),
             ("acknowledged writes", f"{self.acknowledged:,}"),
             ("  with the toolstack", f"{self.to_toolstack:,}"),
+            ("    past the daemon", f"{self.past_daemon:,}"),
             ("  in the journal", f"{self.to_journal:,}"),
             ("failed writes", f"{self.failed:,}"),
             ("writes cut by a kill", f"{self.cut:,}"),
-            ("reads compared", f"{self.reads:,}"),
+            ("reads compared", f"{self.reads:,}, of which {self.reads_past:,} past the daemon"),
+            ("ends of guards", f"{self.guards_ended:,}"),
             ("reboots", f"{self.reboots:,}, of which {self.updates:,} were updated"),
             ("the toolstack's deeds", deeds or "-"),
             ("calls carried out late", f"{self.late:,}"),
