@@ -95,8 +95,12 @@ class Backlog:
     @property
     def is_doubtful(self) -> bool:
         """Whether the toolstack holds, or may hold, a store that the pending one does not follow on."""
-        entry, holds = self.pending, self._upstream.writer.holds
-        return entry is not None and holds is not None and not _replaces(entry, holds)
+        entry = self.pending
+        if entry is None:
+            # A digest is not taken with every write.
+            return False
+        holds = self._upstream.writer.holds
+        return holds is not None and not _replaces(entry, holds)
 
     async def settled(self) -> None:
         """Wait until it is."""

@@ -102,7 +102,7 @@ class Writer:
             self._note()
 
     def doubt(self) -> None:
-        """The VM may have written past this daemon, for whoever goes by the ledger too."""
+        """The VM may have written past this daemon, for whoever goes by the ledger too: also while a call is under way."""
         self._holds(Held.of(UNKNOWN, self._host.recent))
         self._note()
 
