@@ -14,7 +14,7 @@ from killing.tally import Tally
 from killing.trigger import Trigger
 from support.peer import HungUp, Peer, Refused, greeted
 from support.stock import GET_BY_UUID, LOGOUT, SET, Failed, S, V, Varstored, exchange, login
-from varstore_companion.wire.errors import LocalProtocolError
+from varstore_companion.wire.errors import ErrorCode, LocalProtocolError
 from varstore_companion.wire.messages import (
     Attach,
     AttachAnswer,
@@ -97,7 +97,9 @@ class Machine:
                 if not self.is_attached:
                     await self.attach()
                 await (self._live_stock() if self._is_stock else self._live_framed())
-            except GONE as error:
+            except (*GONE, Refused) as error:
+                if isinstance(error, Refused) and error.code is not ErrorCode.SHUTTING_DOWN:
+                    raise
                 self._happened(f"met {error!r}")
                 await trio.sleep(THINKING)
         self.stopped.set()
