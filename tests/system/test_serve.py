@@ -122,7 +122,8 @@ def test_the_whole_life_of_a_vm(home: Home) -> None:
     assert all(f"vm={vm}" in line for line in about)
     # What is left: what is kept, and the VM's socket, which comes back.
     assert names(home.folder) == ["state", "vm.sock"]
-    assert names(home.state) == ["attached.json", "backups", "history", "journal", "lock", FILE_NAME]
+    kept = ["attached.json", "backups", "history", "journal", "lock", FILE_NAME, f"{FILE_NAME}-reserve"]
+    assert names(home.state) == kept
     assert alive_in_session(serve.process.pid) == []
 
 
