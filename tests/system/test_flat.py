@@ -114,6 +114,11 @@ def test_descriptors_tasks_and_memory_stay_as_they_are(tmp_path: Path) -> None:
             ask(path, vm, REQUESTS)
             come_and_go(tmp_path, control, ROUNDS)
             after = held(serve.process.pid, control)
+            deadline = time.monotonic() + SECONDS
+            # A socket that was detached last may still be on its way out, at either look.
+            while (after.descriptors > before.descriptors or after.tasks > before.tasks) and time.monotonic() < deadline:
+                after = held(serve.process.pid, control)
     print(f"{REQUESTS:,} requests and {ROUNDS:,} rounds: {before} before, {after} after")
-    assert (after.descriptors, after.tasks) == (before.descriptors, before.tasks)
+    assert after.descriptors <= before.descriptors
+    assert after.tasks <= before.tasks
     assert after.mib - before.mib < MOST_MIB
