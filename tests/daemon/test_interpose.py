@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support import stock
 from support.daemon import NOW, Machine, updated, written
-from support.fake_guard import Guard, Server
+from support.fake_guard import SET_CALLS, Guard, Server, http
 from support.guards import Place
 from support.peer import Refused, greeted
 from support.processes import python
@@ -35,12 +35,14 @@ from varstore_companion.daemon.rename import Flag, rename
 from varstore_companion.daemon.session import RequestRefusedError
 from varstore_companion.errors import ConfigurationError, ToolstackUnavailableError
 from varstore_companion.journal import files
+from varstore_companion.toolstack.xmlrpc import Success, build_response
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Attach, AttachAnswer, Detach, Durable, Outcome, Reason
 
 OK, AVAILABLE, ON_BOOT = CertificatesState
 OLD = scene("ms2011").blob
+DONE = http(build_response(Success(None)))
 AWAY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -172,17 +174,22 @@ async def test_at_every_moment_the_path_answers(place: Place) -> None:
     assert names(place) == {server.path.name}
 
 
-async def test_a_call_under_way_when_its_socket_is_given_back_is_finished(place: Place) -> None:
+async def test_a_read_under_way_when_its_socket_is_given_back_is_finished(place: Place) -> None:
     machine, _, server = await place.interposed(OLD, AVAILABLE)
     await Varstored(machine.path, machine.vm).read()
-    held = server.next(method="VM.set_NVRAM_EFI_variables_v2", carry_out=False, held=True)
+    go_on = trio.Event()
+    state = http(build_response(Success(AVAILABLE.value)))
+    held = server.next(state, method="VM.get_secureboot_certificates_state", until=go_on)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Varstored(machine.path, machine.vm).write, written("all2023", 1))
+
+        async def read() -> None:
+            assert await Varstored(machine.path, machine.vm).read() == OLD
+
+        nursery.start_soon(read)
         await held.reached.wait()
         assert await place.daemon.detach(machine.path)
-        # The daemon's call is lost; it reads back where the guard is now, and the guest hears that its write failed.
-        nursery.cancel_scope.cancel()
-    assert place.toolstack._guards[machine.vm].path == machine.path
+        assert place.toolstack._guards[machine.vm].path == machine.path
+        go_on.set()
 
 
 @pytest.mark.parametrize("what", ["nothing", "file", "link", "dead", "ours", "control", "beside", "relative", "long", "folder"])
@@ -639,6 +646,7 @@ async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_g
         await place.daemon.detach(machine.path)
     # It is served as before.
     assert names(place) == {machine.path.name, beside(machine.path).name}
+    monkeypatch.undo()
     server._prepared.clear()
     assert await place.daemon.detach(machine.path)
     assert guard.model.store == written("ms2011", 1)
@@ -678,25 +686,84 @@ async def test_a_vm_that_has_ended_is_detached_with_what_is_journaled(place: Pla
     assert (status["delivery"], status["sockets"]) == ("queued", [])
 
 
-async def test_what_a_last_request_left_in_the_journal_reaches_the_guard(place: Place) -> None:  # invariant 9
+@pytest.mark.parametrize("answer", [b"", AWAY], ids=["taken", "journaled"])
+async def test_a_socket_is_not_given_back_under_a_write(place: Place, answer: bytes) -> None:  # invariant 9
+    """If the daemon were killed then, the guard could carry it out over what the VM wrote to it next."""
     machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
     await machine.boot(Reason.RESUME)
-    given_back = trio.Event()
-    prepared = server.next(AWAY, until=given_back)
+    go_on = trio.Event()
+    prepared = server.next(answer or DONE, method=SET_CALLS[1], carry_out=not answer, until=go_on)
     async with machine.peer() as peer, trio.open_nursery() as nursery:
 
         async def put() -> None:
-            assert (await peer.put(written("ms2011", 1))).durable is Durable.JOURNAL
+            await peer.put(written("ms2011", 1))
 
         nursery.start_soon(put)
         await prepared.reached.wait()
-        assert await place.daemon.detach(machine.path)
-        assert inode(machine.path) == inode(server.path)
-        given_back.set()
-    with trio.fail_after(sockets.WATCH_SECONDS):
-        while guard.model.store != written("ms2011", 1):
-            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(place.daemon.detach, machine.path)
+        await wait_all_tasks_blocked()
+        assert names(place) == {machine.path.name, beside(machine.path).name}
+        go_on.set()
+    assert names(place) == {machine.path.name}
+    assert guard.model.store == written("ms2011", 1)
     assert place.host.journal.pending_count == 0
+
+
+async def test_a_socket_is_not_given_back_under_a_write_that_hangs(  # invariant 9
+    place: Place, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm_module, "FLUSH_SECONDS", 0.5)
+    machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    go_on = trio.Event()
+    prepared = server.next(DONE, method=SET_CALLS[1], carry_out=True, until=go_on)
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+
+        async def detach() -> None:
+            with pytest.raises(RequestRefusedError, match="not with its toolstack yet"):
+                await place.daemon.detach(machine.path)
+            go_on.set()
+
+        async def put() -> None:
+            assert (await peer.put(written("ms2011", 1))).durable is Durable.TOOLSTACK
+
+        nursery.start_soon(put)
+        await prepared.reached.wait()
+        nursery.start_soon(detach)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(1)
+    assert names(place) == {machine.path.name, beside(machine.path).name}
+    assert await place.daemon.detach(machine.path)
+    assert guard.model.store == written("ms2011", 1)
+
+
+async def test_what_came_before_its_socket_was_given_back_is_not_journaled(place: Place) -> None:  # invariants 6 and 9
+    """Nobody would deliver it before the VM writes to its guard itself, and then it would be the older one."""
+    machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    vm = place.daemon.vm(machine.vm)
+    async with machine.peer() as peer, trio.open_nursery() as nursery:
+
+        async def put() -> None:
+            with pytest.raises(Refused) as refused:
+                await peer.put(written("ms2011", 1))
+            assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
+
+        async with vm._lock:
+            nursery.start_soon(place.daemon.detach, machine.path)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(put)
+            await wait_all_tasks_blocked()
+            for _ in range(3):
+                server.next(AWAY)
+    assert names(place) == {machine.path.name}
+    assert place.host.journal.pending_count == 0
+    assert guard.model.store == OLD
+    server._prepared.clear()
+    assert not await place.daemon.attach(interposed(machine.vm, machine.path, resume=True))
+    await wait_until_known(place, machine)
+    server.next(AWAY)
+    assert (await machine.put(written("ms2011", 2))).durable is Durable.JOURNAL
 
 
 @pytest.mark.parametrize("daemon", ["the same", "the next"])

@@ -7,13 +7,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.daemon import Machine, written
-from support.fake_guard import Guard, Server
+from support.fake_guard import SET_CALLS, Guard, Server, http
 from support.guards import Place
 from support.peer import Refused
 from support.stock import Varstored
 from support.storemaker import scene
 from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.journal.ledger import Ledger
+from varstore_companion.toolstack.xmlrpc import Success, build_response
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Durable, Reason
@@ -117,6 +118,41 @@ async def test_the_next_daemon_does_not_go_by_what_was_held_before_either(  # in
     with trio.fail_after(10):
         while place.host.journal.pending_count:
             await wait_all_tasks_blocked(0.001)
+    assert guard.model.store == NEXT
+    assert place.host.stats.set_aside == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_was_under_way_meanwhile_is_not_taken_for_the_newest(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """Its answer, of the guard before, says nothing about what the new one was given."""
+    place, _ = started(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    machine, guard, server = await place.interposed(OLD, AVAILABLE, resume=True)
+    await machine.boot(Reason.RESUME)
+    answered = trio.Event()
+    prepared = server.next(http(build_response(Success(None))), method=SET_CALLS[1], carry_out=True, until=answered)
+    async with machine.peer() as peer, trio.open_nursery() as putting:
+
+        async def put() -> None:
+            assert (await peer.put(WAITS)).durable is Durable.TOOLSTACK
+
+        putting.start_soon(put)
+        await prepared.reached.wait()
+        anew = Server(server.path, guard.answer)
+        await nursery.start(anew.run)
+        await Varstored(server.path, machine.vm).write(DIRECT)
+        for _ in range(3):
+            anew.next(AWAY)
+        await place.daemon._sockets.look_at_guards()
+        answered.set()
+    with pytest.raises(Refused) as refused:
+        await machine.put(NEXT)
+    assert refused.value.code is ErrorCode.TOOLSTACK_UNAVAILABLE
+    assert guard.model.store == DIRECT
+    anew._prepared.clear()
+    assert (await machine.put(NEXT)).durable is Durable.TOOLSTACK
     assert guard.model.store == NEXT
     assert place.host.stats.set_aside == 0
     nursery.cancel_scope.cancel()

@@ -148,12 +148,21 @@ class Sockets:
 
         One that was interposed is given back to its guard. So is one that a crash left without an entry in the list.
 
-        Raises `RequestRefusedError` for one whose newest store is not with its guard, be that away or not, while the VM may
-        be there: its guest would write there next, and what it was told is durable would be older than that.
+        Raises `RequestRefusedError` for one whose newest store is not with its guard, be that away or not, or is still under
+        way to it, while the VM may be there: its guest would write there next, and what it was told is durable, or what the
+        guard has not carried out yet, would be older than that.
         """
         going = self.served.get(path)
-        if going is not None and self._host.upstreams is not None:
-            await self._vm(going.attachment.vm).flush()
+        if going is None or self._host.upstreams is None:
+            return await self._detach(path, None)
+        vm = self._vm(going.attachment.vm)
+        if going.attachment.interpose and interpose.has_guard(path, going.acceptor.bound):
+            async with vm.at_rest() as is_at_rest:
+                return await self._detach(path, vm if is_at_rest else None)
+        await vm.flush()
+        return await self._detach(path, None)
+
+    async def _detach(self, path: Path, at_rest: Vm | None) -> bool:
         async with self._changing:
             there = self.served.get(path)
             if there is None:
@@ -162,12 +171,16 @@ class Sockets:
                     await self._save_after(path)
                 return left
             if there.attachment.interpose:
-                if not self._vm(there.attachment.vm).is_direct and interpose.has_guard(path, there.acceptor.bound):
+                vm = self._vm(there.attachment.vm)
+                has_guard = interpose.has_guard(path, there.acceptor.bound)
+                if has_guard and vm is not at_rest:
                     text = f"{path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
                     raise RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
                 # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).
                 interpose.give_back(path, there.acceptor.bound)
                 self._drop(path)
+                # Its last requests still come here: what the journal took would be older than what the VM writes next.
+                vm.journals = not has_guard or bool(self.of(vm.uuid))
                 await self._kept.forget(there.acceptor.bound)
                 await self._save_after(path)
             else:
@@ -220,6 +233,7 @@ class Sockets:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
         vm = self._vm(attachment.vm)
+        vm.journals = True
         if fresh:
             vm.forget()
         served = VmSocket(attachment, vm, fresh=fresh)

@@ -113,7 +113,8 @@ class Upstream:
         """Decide on a guest's store (`new`: as `admitted`) and store it, until `deadline`. Raises as `Writer.store`."""
         verdict, keys, generation = await self._decide(new, deadline)
         generation = await self.store(blob, verdict.update, generation, deadline)
-        self.known = Known(generation, keys)
+        if not self.writer.is_doubted:
+            self.known = Known(generation, keys)
         if verdict.report is not None:
             self.report = verdict.report
         elif self.report is State.DAMAGED and new is not None:

@@ -1,7 +1,8 @@
 """One VM: its boots and its writes, one at a time, whichever of its sockets they come from."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -47,7 +48,7 @@ _TOO_LATE = f"the store could not be written within {WRITE_SECONDS:g} s"
 ANSWER_SECONDS = 1.0
 """Of a write's time, for saying that the journal did not take it."""
 FLUSH_SECONDS = 8.0
-"""For bringing a journaled store to the toolstack before the way there goes with the VM's socket."""
+"""For what is under way, and then for what is journaled, to be with the toolstack before the way there goes with the socket."""
 DECISIONS = 4
 """How often a write is decided anew because somebody else changed the store meanwhile."""
 SB_FAILURE_SECONDS = 60.0
@@ -77,11 +78,14 @@ class Vm:
         "_lock",
         "_read_credits",
         "_upstream",
+        "journals",
         "uuid",
     )
 
     def __init__(self, uuid: UUID, host: Host) -> None:
         self.uuid = uuid
+        self.journals = True
+        """Whether what the toolstack cannot take is journaled: its socket given back, nobody would deliver it."""
         self._host = host
         # Of one, for whoever boots or writes: a lock that knows whose it is takes a twenty-fifth of a write.
         self._lock = trio.Semaphore(1, max_value=1)
@@ -278,6 +282,23 @@ class Vm:
                 return
         log.warning("vm=%s its newest store is not with its toolstack, and stays in the journal: %s", self.uuid, reason)
 
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[bool]:
+        """Whether nothing of the VM is under way or in the journal: both are waited for, and nothing begins until this is left.
+
+        False when either takes longer than `FLUSH_SECONDS`.
+        """
+        with trio.move_on_after(FLUSH_SECONDS) as waiting:
+            await self._lock.acquire()
+        if waiting.cancelled_caught:
+            yield False
+            return
+        try:
+            await self.flush()
+            yield self.is_direct
+        finally:
+            self._lock.release()
+
     async def deliver(self, deadline: float) -> None:
         """Hand the journaled store to the toolstack, until `deadline` (trio's clock).
 
@@ -381,11 +402,13 @@ class Vm:
             except _KeepsChangingError:
                 raise
             except (ToolstackUnavailableError, ToolstackUnclearError) as error:
-                if not self._upstream.writer.may_hold:
+                if not (self._upstream.writer.may_hold and self.journals):
                     raise
                 reason = str(error)
             finally:
                 backlog.turn.release()
+        if not self.journals:
+            raise ToolstackUnavailableError(f"{reason}; and the VM's socket was given back, so it is not journaled")
         await backlog.add(blob, reason, deadline - ANSWER_SECONDS)
         return Written(
             Verdict(Update.UNSPECIFIED, "decided when the toolstack takes it"), self._upstream.generation, journaled=True

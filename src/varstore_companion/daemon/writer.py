@@ -36,7 +36,7 @@ class Writer:
     else may be stored, or it could land on top (invariant 9).
     """
 
-    __slots__ = ("_held", "_host", "_late_until", "_left", "_sending", "_sent", "_uuid")
+    __slots__ = ("_held", "_host", "_late_until", "_left", "_sending", "_sent", "_uuid", "is_doubted")
 
     def __init__(self, uuid: UUID, host: Host) -> None:
         self._uuid = uuid
@@ -47,6 +47,8 @@ class Writer:
         self._sending: Held | None = None
         self._sent: tuple[bytes, ...] = ()
         self._held: Held | None = None
+        self.is_doubted = False
+        """Whether `doubt` was called since the last call began: what that one stored may have been written over."""
         noted = None if host.ledger is None else host.ledger.noted(uuid)
         if noted is not None:
             self._held = Held.of(noted.held, host.recent)
@@ -104,6 +106,7 @@ class Writer:
     def doubt(self) -> None:
         """The VM may have written past this daemon, for whoever goes by the ledger too: also while a call is under way."""
         self._holds(Held.of(UNKNOWN, self._host.recent))
+        self.is_doubted = True
         self._note()
 
     def forget(self) -> None:
@@ -130,7 +133,7 @@ class Writer:
         reason = "the toolstack did not answer in time"
         until = deadline - READ_BACK_SECONDS
         write = partial(self._host.toolstack.write, self._uuid, blob, update, expected=generation, deadline=until)
-        is_clear = False
+        is_clear = self.is_doubted = False
         sending = self._sending = Held(blob, self._host.recent)
         self._note()
         try:
@@ -144,7 +147,7 @@ class Writer:
             else:
                 if stored is not None:
                     is_clear = True
-                    self._holds(sending)
+                    self._stored(sending)
                     return stored
             if self._left is not None:
                 raise ToolstackUnclearError(f"{reason}, and is still at it")
@@ -156,7 +159,7 @@ class Writer:
                     is_clear = True
                     raise
                 is_clear = True
-                self._holds(sending)
+                self._stored(sending)
                 return stored
             raise ToolstackUnclearError(f"{reason}, nor when it was read back")
         finally:
@@ -166,6 +169,10 @@ class Writer:
             if self._held is not sending:
                 sending.forget()
             self._note()
+
+    def _stored(self, sending: Held) -> None:
+        if not self.is_doubted:
+            self._holds(sending)
 
     def _given_up(self, digest: bytes) -> None:
         self._sent = (*self._sent[1 - SENT :], digest)
