@@ -1,5 +1,6 @@
 """A guard that is started anew has its socket to itself for a moment: what is written there is newer than what waits."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -155,4 +156,41 @@ async def test_what_was_under_way_meanwhile_is_not_taken_for_the_newest(  # inva
     assert (await machine.put(NEXT)).durable is Durable.TOOLSTACK
     assert guard.model.store == NEXT
     assert place.host.stats.set_aside == 0
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_the_guest_was_still_at_when_its_socket_was_taken_over_escapes_no_write(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, *, waits: bool
+) -> None:
+    """It is not there at the first look. A write that goes by that one alone would be set aside, though it was acknowledged."""
+    place, _ = started(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    if waits:
+        machine, guard, server = await queued(place)
+    else:
+        machine, guard, server = await place.interposed(OLD, AVAILABLE, resume=True)
+        server.stop()
+        await wait_all_tasks_blocked()
+    await nursery.start(server.run)
+    goes_on = trio.Event()
+    held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
+    async with trio.open_nursery() as writing:
+        writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
+        await held.reached.wait()
+        for _ in range(8):
+            server.next(AWAY, method=SET_CALLS[1])
+        await place.daemon._sockets.look_at_guards()
+        with trio.fail_after(5):
+            while not place.daemon.vm(machine.vm).is_known:
+                await wait_all_tasks_blocked(0.001)
+        guard.model.write(b64encode(DIRECT).decode(), None)
+        goes_on.set()
+    answer = await machine.put(NEXT)
+    server._prepared.clear()
+    if answer.durable is Durable.JOURNAL:
+        await place.daemon.vm(machine.vm).flush()
+    assert guard.model.store == NEXT
+    assert place.host.stats.set_aside == waits
+    assert place.host.journal.pending_count == 0
     nursery.cancel_scope.cancel()

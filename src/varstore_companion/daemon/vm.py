@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -70,6 +70,7 @@ class Vm:
     __slots__ = (
         "__weakref__",
         "_alerted",
+        "_asks_again",
         "_backlog",
         "_boot_credits",
         "_cold_boot",
@@ -92,6 +93,9 @@ class Vm:
         self._upstream = Upstream(uuid, host)
         self._backlog = Backlog(uuid, host, self._upstream)
         self._alerted = float("-inf")
+        # Its varstored makes one call at a time. What it was still at with the guard when its socket was taken over may have
+        # escaped the look that followed; by its first write here that has come to its end.
+        self._asks_again = False
         self._credits = Credits()
         self._read_credits = Credits()
         self._boot_credits = Credits()
@@ -251,6 +255,7 @@ class Vm:
 
     def doubt(self) -> None:
         """As `forget`, where the guest could write past this daemon: what waits may be older than what the toolstack holds."""
+        self._asks_again = True
         if self._backlog.pending is None:
             self._upstream.forget()
         else:
@@ -393,6 +398,9 @@ class Vm:
         backlog, reason = self._backlog, "an earlier one waits for the toolstack"
         if backlog.is_doubtful:
             await self._reconcile(deadline)
+        elif self._asks_again:
+            await self._ask_again(deadline)
+        self._asks_again = False
         if backlog.pending is None:
             reason = "a call that was given up may still be carried out"
             await _take(backlog.turn, deadline)
@@ -425,6 +433,13 @@ class Vm:
             else:
                 return
         raise ToolstackUnavailableError(f"the toolstack may hold a newer store than the one that waits: {reason}")
+
+    async def _ask_again(self, deadline: float) -> None:
+        """Go by what the toolstack holds now rather than at the last look; by that one while the toolstack is away."""
+        self._upstream.known = None
+        if self._backlog.pending is not None:
+            with suppress(ToolstackUnavailableError):
+                await self._reconcile(deadline)
 
     async def _put_straight(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
         deadline = min(trio.current_time() + STRAIGHT_SECONDS, deadline)
