@@ -179,8 +179,8 @@ class Sockets:
                 # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).
                 interpose.give_back(path, there.acceptor.bound)
                 self._drop(path)
-                # Its last requests still come here: what the journal took would be older than what the VM writes next.
-                vm.journals = not has_guard or bool(self.of(vm.uuid))
+                # Its last requests still come here.
+                vm.is_given_back = has_guard and not self.of(vm.uuid)
                 await self._kept.forget(there.acceptor.bound)
                 await self._save_after(path)
             else:
@@ -233,7 +233,7 @@ class Sockets:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
         vm = self._vm(attachment.vm)
-        vm.journals = True
+        vm.is_given_back = False
         if fresh:
             vm.forget()
         served = VmSocket(attachment, vm, fresh=fresh)

@@ -11,7 +11,7 @@ import trio
 from varstore_companion.daemon import alerts
 from varstore_companion.daemon.alerting import ALERT_SECONDS
 from varstore_companion.daemon.backlog import Backlog, Mode
-from varstore_companion.daemon.cold_boot import Boot, ColdBoot, LastUpdate
+from varstore_companion.daemon.cold_boot import Boot, BootOutcome, ColdBoot, LastUpdate
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.limits import Credits, InFlight
 from varstore_companion.daemon.upstream import Upstream, admitted
@@ -79,14 +79,15 @@ class Vm:
         "_lock",
         "_read_credits",
         "_upstream",
-        "journals",
+        "is_given_back",
         "uuid",
     )
 
     def __init__(self, uuid: UUID, host: Host) -> None:
         self.uuid = uuid
-        self.journals = True
-        """Whether what the toolstack cannot take is journaled: its socket given back, nobody would deliver it."""
+        self.is_given_back = False
+        """Whether it may call its guard itself. Nothing is written for it then: the guard could carry that out over what the VM
+        writes to it next, and nobody would deliver what is journaled."""
         self._host = host
         # Of one, for whoever boots or writes: a lock that knows whose it is takes a twenty-fifth of a write.
         self._lock = trio.Semaphore(1, max_value=1)
@@ -195,6 +196,9 @@ class Vm:
             await self._boot_credits.spend(self._host.rules.limits, deadline)
             async with self._lock, self._host.boots:
                 try:
+                    if self.is_given_back:
+                        record = await self.read(deadline)
+                        return Boot(record.store, record.generation, BootOutcome.NOT_ASKED)
                     return await self._cold_boot.answer(deadline)
                 finally:
                     self._settle_later()
@@ -217,6 +221,8 @@ class Vm:
                 await self._credits.spend(self._host.rules.limits, deadline)
                 if trio.current_time() >= deadline:
                     raise ToolstackUnavailableError(_TOO_LATE)
+                if self.is_given_back:
+                    raise ToolstackUnavailableError("the VM's socket has been given back to its guard, which takes its writes")
                 return await self._put(blob, self._admitted(blob), deadline)
             finally:
                 self._lock.release()
@@ -410,13 +416,11 @@ class Vm:
             except _KeepsChangingError:
                 raise
             except (ToolstackUnavailableError, ToolstackUnclearError) as error:
-                if not (self._upstream.writer.may_hold and self.journals):
+                if not self._upstream.writer.may_hold:
                     raise
                 reason = str(error)
             finally:
                 backlog.turn.release()
-        if not self.journals:
-            raise ToolstackUnavailableError(f"{reason}; and the VM's socket was given back, so it is not journaled")
         await backlog.add(blob, reason, deadline - ANSWER_SECONDS)
         return Written(
             Verdict(Update.UNSPECIFIED, "decided when the toolstack takes it"), self._upstream.generation, journaled=True
