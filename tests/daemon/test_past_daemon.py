@@ -194,3 +194,37 @@ async def test_what_the_guest_was_still_at_when_its_socket_was_taken_over_escape
     assert place.host.stats.set_aside == waits
     assert place.host.journal.pending_count == 0
     nursery.cancel_scope.cancel()
+
+
+async def test_the_next_daemon_knows_of_the_doubt_also_once_nothing_more_may_be_carried_out(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """What is noted of a call that was given up is forgotten then, and what was seen meanwhile must not go with it."""
+    place, ledger = started(tmp_path, nursery)
+    async with trio.open_nursery() as life:
+        await life.start(place.daemon.run)
+        machine, guard, server = await place.interposed(OLD, AVAILABLE, resume=True)
+        await machine.boot(Reason.RESUME)
+        server.next(method=SET_CALLS[1])
+        assert (await machine.put(WAITS)).durable is Durable.JOURNAL
+        server.stop()
+        await wait_all_tasks_blocked()
+        await nursery.start(server.run)
+        await Varstored(server.path, machine.vm).write(DIRECT)
+        server.next(AWAY)
+        await place.daemon._sockets.look_at_guards()
+        with trio.fail_after(5):
+            while server._prepared:
+                await wait_all_tasks_blocked(0.001)
+        assert (await machine.boot(Reason.RESUME)).store == DIRECT
+        for _ in range(100):
+            server.next(AWAY)
+        mock_clock.jump(place.toolstack.late_seconds)
+        await place.daemon.vm(machine.vm).settled()
+        await place.daemon.stop()
+        life.cancel_scope.cancel()
+    ledger.close()
+    place, _ = started(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    await confirm_nothing_is_journaled_onto_it(place, machine, guard, server)
+    nursery.cancel_scope.cancel()

@@ -106,6 +106,7 @@ class Backlog:
         """Wait until it is."""
         await self._journaled()
         await self._upstream.writer.settled()
+        self._upstream.writer.rest(is_doubtful=self.is_doubtful)
 
     async def _journaled(self) -> None:
         """Wait until nothing is being journaled; while that is waited for, another store may come."""

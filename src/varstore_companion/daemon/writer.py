@@ -64,9 +64,12 @@ class Writer:
         """Wait until it is."""
         await self.finished()
         await trio.sleep_until(self._late_until)
+
+    def rest(self, *, is_doubtful: bool) -> None:
+        """Once it is settled: have the next daemon wait for nothing. `is_doubtful`: what waits may be older than what is held."""
         if self._sent and self._sending is None and self.is_settled and self._host.ledger is not None:
             # Else whoever knows of it by the ledger alone would wait for it once more, each time anew.
-            if self.holds == UNKNOWN:
+            if is_doubtful:
                 self._host.ledger.note(self._uuid, UNKNOWN)
             else:
                 self._host.ledger.forget(self._uuid)
