@@ -66,7 +66,7 @@ class Writer:
         await trio.sleep_until(self._late_until)
 
     def rest(self, *, is_doubtful: bool) -> None:
-        """Once it is settled: have the next daemon wait for nothing. `is_doubtful`: what waits may be older than what is held."""
+        """Once settled: have the next daemon wait for nothing. `is_doubtful`: what is held may be newer than what waits."""
         if self._sent and self._sending is None and self.is_settled and self._host.ledger is not None:
             # Else whoever knows of it by the ledger alone would wait for it once more, each time anew.
             if is_doubtful:
