@@ -339,6 +339,20 @@ async def test_a_file_that_cannot_be_read_is_put_aside_whole(folder: Path) -> No
     assert found.entries[2].digest == entry.digest
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+async def test_a_system_without_room_to_read_is_no_damage(folder: Path, code: int) -> None:  # invariant 6
+    path = await three(folder)
+
+    class Full(Disk):
+        def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
+            raise OSError(code, os.strerror(code), str(path))
+
+    with pytest.raises(JournalError, match=rf"cannot be read: {path}: {os.strerror(code)}"):
+        Journal(folder, disk=Full()).open()
+    assert (segments(folder), (folder / "damaged").exists()) == ([path.name], False)
+    assert [each.vm for each in Journal(folder).open().entries] == [vm(1), vm(2), vm(3)]
+
+
 async def test_the_number_of_what_is_put_aside_is_not_used_again(folder: Path) -> None:
     """Or a person who puts the repaired file back would overwrite another."""
     aside = folder / "damaged"

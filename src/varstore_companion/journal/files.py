@@ -1,5 +1,6 @@
 """Files that a crash leaves either old or new: a new file, synced, renamed over the old one, the folder synced."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 
 NEW = ".new"
 """What the name of a file that is being written ends in. One that a crash left behind is written over the next time."""
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM})
+"""What the system refuses a reader that is no damage of what is on the disk: it is there when there is room, or the right."""
 _HOST_START = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -23,6 +23,7 @@ from varstore_companion.journal import record
 from varstore_companion.journal.aside import Aside
 from varstore_companion.journal.disk import Disk
 from varstore_companion.journal.entry import Damage
+from varstore_companion.journal.files import PASSING
 from varstore_companion.journal.record import PAGE, Head, Kind, Scan, aligned
 
 RESERVE: Final = 256 * 2**10
@@ -139,6 +140,9 @@ class Segments:
         try:
             data = self._disk.read(path)
         except OSError as error:
+            if error.errno in PASSING:
+                # Put aside, an acknowledged store would be delivered by nobody.
+                raise self._error("the journal cannot be read", path, error) from None
             segment.is_unreadable = True
             damage = Damage(segment.name, 0, 0, f"the file cannot be read: {_reason(error)}")
             return segment, Scan((), (damage,))
