@@ -290,6 +290,17 @@ async def test_a_file_that_hangs_is_given_up(files: Files, mock_clock: MockClock
         pass
 
 
+async def test_a_system_without_threads_is_a_refusal(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_given: object, **_named: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    error = (await files.reloader.reload()).error
+    assert error is not None
+    assert "the files cannot be read" in error
+    assert "can't start new thread" in error
+
+
 async def test_a_bug_is_a_refusal(files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def broken(_settings: Settings) -> rules.Rules:
         raise KeyError("a bug")

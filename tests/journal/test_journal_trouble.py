@@ -428,6 +428,8 @@ async def test_a_system_without_threads_ends_no_journal(folder: Path, monkeypatc
                     await journal.append(vm(1), b"two", (), 0.0)
             with pytest.raises(JournalError, match="can't start new thread"):
                 await journal.done(entry)
+            with pytest.raises(JournalError, match="can't start new thread"):
+                await journal.load(entry)
             assert journal.pending(vm(1)) == entry
         later = await journal.append(vm(1), b"three", (), 0.0)
         assert await journal.load(later) == b"three"

@@ -251,3 +251,20 @@ async def test_the_command_line_is_seen_at_once(place: Place) -> None:
     await toolstack.write(vm, b"newer", Update.NO)
     assert await toolstack.read(vm) == VmRecord(b"newer", ON_BOOT, 2)
     await toolstack.aclose()
+
+
+async def test_a_system_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_given: object, **_named: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    place = Place(tmp_path)
+    toolstack = place.toolstack()
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.to_thread, "run_sync", no_thread)
+        with pytest.raises(ToolstackUnavailableError, match="can't start new thread"):
+            await toolstack.read(place.vm)
+        with pytest.raises(ToolstackUnavailableError, match="can't start new thread"):
+            await toolstack.write(place.vm, b"after", Update.NO)
+    assert (await toolstack.read(place.vm)).store == b"before"
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    await toolstack.aclose()

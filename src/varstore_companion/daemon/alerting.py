@@ -260,7 +260,7 @@ class Alerting:
         self._staging.was_told(paused)
         try:
             await self._staging.save()
-        except (OSError, RuntimeError) as error:  # the latter when the system gives no thread
+        except OSError as error:
             log.warning("the next daemon alerts of the pause of updates again: %s", error)
 
     # Either

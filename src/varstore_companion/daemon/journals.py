@@ -6,8 +6,7 @@ from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
-import trio
-
+from varstore_companion import threads
 from varstore_companion.daemon.backlog import Mode
 from varstore_companion.daemon.drainer import Drainer
 from varstore_companion.errors import ConfigurationError, JournalError
@@ -24,8 +23,8 @@ async def opened(folder: Path) -> Journal:
     """The journal with what an earlier daemon left in it. Raises `ConfigurationError`."""
     journal = Journal(folder)
     try:
-        found = await trio.to_thread.run_sync(journal.open)
-    except JournalError as error:
+        found = await threads.run_sync(journal.open)
+    except (JournalError, OSError) as error:  # the latter when the system gives no thread
         raise ConfigurationError(str(error)) from None
     for damage in found.damages:
         log.error("journal: %s; it is set aside below %s", damage, folder / "damaged")

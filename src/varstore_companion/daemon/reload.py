@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.daemon import config, foresee, rules
 from varstore_companion.daemon.config import RELOADABLE, Settings, Source
 from varstore_companion.daemon.host import Host
@@ -102,7 +103,10 @@ class Reloader:
             return settings, rules.load(settings, self._source.error)
 
         with trio.move_on_after(READ_SECONDS):
-            return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._thread)
+            try:
+                return await threads.run_sync(read, abandon_on_cancel=True, limiter=self._thread)
+            except OSError as error:  # the system gives no thread, or no descriptor
+                raise ConfigurationError(f"the files cannot be read: {error}") from None
         raise ConfigurationError(f"the files were not read within {READ_SECONDS:g} s")
 
     def describe(self) -> dict[str, object]:

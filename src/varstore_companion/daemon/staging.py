@@ -4,12 +4,14 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.daemon.limits import Gate, Limits
 from varstore_companion.journal import files
 from varstore_companion.wire.fields import clip
@@ -85,7 +87,7 @@ class Staging:
         """Have the next daemon find what is in force now. Raises `OSError`."""
         async with self._turn:
             text = None if self.paused is None else json.dumps(asdict(self.paused)) + "\n"
-            await trio.to_thread.run_sync(self._write, text)
+            await threads.run_sync(partial(self._write, text))
 
     def describe(self) -> dict[str, object]:
         """As plain values for JSON."""

@@ -6,8 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import trio
-
+from varstore_companion import threads
 from varstore_companion.daemon.config import Settings, confirmed
 from varstore_companion.daemon.rules import Rules
 from varstore_companion.daemon.xapi_calls import Calls
@@ -82,7 +81,7 @@ async def _chosen(settings: Settings, manifest: Manifest) -> Chosen:
     derive = Derive(manifest)
     operations = partial(Operations, settings.state_dir / FILE_NAME, derive, progress=_log_progress)
     # An upgrade of the file can take seconds.
-    database = await trio.to_thread.run_sync(operations)
+    database = await threads.run_sync(operations)
     embedded = EmbeddedToolstack(database, Certcheck())
     return Chosen(embedded, calls=Calls(database, embedded), derive=derive)
 

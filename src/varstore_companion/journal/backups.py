@@ -19,6 +19,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.efi.outline import FILE_LIMIT
 from varstore_companion.errors import CompanionError, OverLimitError
 from varstore_companion.journal import files
@@ -171,11 +172,11 @@ class Backups:
         """Remove what is older than `KEEP_DAYS`, of every VM, once the clock is set. What cannot be removed is logged."""
         try:
             await self._run(lambda: self._expire(now))
-        except RuntimeError as error:  # the standard library's, when the system gives no thread
+        except OSError as error:  # the system gives no thread
             log.warning("old backups stay until the next start: %s", error)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+        return await threads.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
     async def _wait_for(self, request: _Request) -> None:
         has_turn = False

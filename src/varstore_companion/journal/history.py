@@ -16,6 +16,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.journal import files
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class History:
         await self._finished.wait()
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+        return await threads.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
     def _waiting(self) -> Iterator[tuple[UUID, Event] | trio.Event]:
         """What has come meanwhile: where many VMs boot at once, each event would cost a change to the thread and back."""
@@ -141,8 +142,12 @@ class History:
     async def _write(self, events: list[tuple[UUID, Event]]) -> None:
         try:
             await self._run(partial(self._append_all, events))
-        except Exception:
+        except OSError as error:
             # A system that gives no thread must not end the daemon.
+            what, more = events[0][1].what, len(events) - 1
+            log.warning("vm=%s %s is not in its history, with %d more: %s", events[0][0], what, more, error)
+        except Exception:
+            # Nor must a bug.
             log.exception("vm=%s %s is not in its history, with %d more", events[0][0], events[0][1].what, len(events) - 1)
 
     def _append_all(self, events: list[tuple[UUID, Event]]) -> None:

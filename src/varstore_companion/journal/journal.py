@@ -13,6 +13,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.errors import JournalError, JournalFullError
 from varstore_companion.journal import record
 from varstore_companion.journal.disk import Disk
@@ -168,9 +169,10 @@ class Journal:
         head = _head(entry)
         while (place := self._find(entry)) is not None:
             try:
-                return await trio.to_thread.run_sync(
-                    self._segments.read, place, head, abandon_on_cancel=True, limiter=self._reading
-                )
+                read = partial(self._segments.read, place, head)
+                return await threads.run_sync(read, abandon_on_cancel=True, limiter=self._reading)
+            except OSError as error:  # the system gives no thread
+                raise self._error("a store cannot be read", str(error)) from error
             except JournalError:
                 if self._find(entry) == place:
                     raise
@@ -261,8 +263,8 @@ class Journal:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Have the one thread that writes make a call, and wait for it also when cancelled. Raises `JournalError`."""
         try:
-            return await trio.to_thread.run_sync(call, limiter=self._writing)
-        except RuntimeError as error:  # the standard library's, when the system gives no thread
+            return await threads.run_sync(call, limiter=self._writing)
+        except OSError as error:  # the system gives no thread
             raise self._error("nothing can be written", str(error)) from error
         finally:
             self._on_disk = self._segments.bytes_on_disk

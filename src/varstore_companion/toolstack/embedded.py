@@ -8,6 +8,7 @@ from uuid import UUID
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.errors import ToolstackUnavailableError
 from varstore_companion.toolstack.certcheck import Certcheck
 from varstore_companion.toolstack.database import Database
@@ -86,13 +87,22 @@ class EmbeddedToolstack:
     async def aclose(self) -> None:
         """Close the database, also when cancelled; waits for a change that has begun."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._database.close)
+            try:
+                await threads.run_sync(self._database.close)
+            except OSError:  # the system gives no thread, and nothing else goes on that could be held up
+                self._database.close()
 
     async def reading(self, call: Callable[[], T]) -> T:
         """Have a thread make a call that only reads `database`, when it is its turn. Raises as the call does."""
         # An abandoned thread keeps the turn until it has left the connection.
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._read_turn)
+        try:
+            return await threads.run_sync(call, abandon_on_cancel=True, limiter=self._read_turn)
+        except OSError as error:  # the system gives no thread
+            raise ToolstackUnavailableError(str(error)) from error
 
     async def changing(self, call: Callable[[], T]) -> T:
         """Have a thread make a call that changes `database`, when it is its turn. Raises as the call does."""
-        return await trio.to_thread.run_sync(call, limiter=self._write_turn)
+        try:
+            return await threads.run_sync(call, limiter=self._write_turn)
+        except OSError as error:  # the system gives no thread
+            raise ToolstackUnavailableError(str(error)) from error
