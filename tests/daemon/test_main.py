@@ -1,5 +1,6 @@
 """The daemon's sockets: attached, healed, detached, brought back, and stopped."""
 
+import errno
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from varstore_companion.daemon.attachments import Attachment, NewerListError
 from varstore_companion.daemon.config import Settings
 from varstore_companion.daemon.main import LAST_SECONDS, STOP_SECONDS, opened
 from varstore_companion.errors import ConfigurationError, ToolstackUnavailableError
+from varstore_companion.journal import files
 from varstore_companion.toolstack.interface import Alert, VmRecord
 from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
@@ -129,6 +131,49 @@ async def test_what_cannot_be_saved_is_not_attached(place: Place, monkeypatch: p
     assert saved(place) == []
 
 
+async def test_a_system_without_threads_attaches_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_given: object, **_named: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", no_thread)
+        with pytest.raises(ConfigurationError, match=r"no thread.*is not attached"):
+            await place.machine(None)
+    assert (place.daemon.listed(), (place.folder / "vm.sock").exists()) == ([], False)
+    machine = await place.machine(None)
+    assert [each.path for each in saved(place)] == [machine.path]
+
+
+async def test_a_list_that_is_in_place_and_not_durable_says_what_is_served(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next daemon goes by it, whether the folder could be synced or not."""
+    kept = await place.machine(None, name="kept.sock")
+    sync, failures = files.sync_folder, [0, 1]
+
+    def sometimes(path: Path) -> None:
+        if failures.pop():
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(files, "sync_folder", sometimes)
+    with pytest.raises(ConfigurationError, match="stays attached"):
+        await place.daemon.detach(kept.path)
+    assert [each.path for each in saved(place)] == [kept.path]
+    failures[:] = [0, 1]
+    with pytest.raises(ConfigurationError, match="is not attached"):
+        await place.machine(None)
+    assert [each.path for each in saved(place)] == [kept.path]
+    # And where that fails, too, it is seen to when somebody asks again.
+    failures[:] = [0, 1, 1, 1]
+    with pytest.raises(ConfigurationError, match="stays attached"):
+        await place.daemon.detach(kept.path)
+    with pytest.raises(ConfigurationError, match=r"kept\.sock is attached, but the next start does not know of it"):
+        await place.daemon.attach(Attachment(kept.vm, kept.path, None, 0o660, resume=False))
+    assert await place.daemon.attach(Attachment(kept.vm, kept.path, None, 0o660, resume=False))
+    assert [each.path for each in saved(place)] == [kept.path]
+
+
 async def test_detaching_removes_the_socket_and_tells_its_peers(place: Place) -> None:
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
     other = await place.attach(machine.vm, "migration.sock")
@@ -209,6 +254,23 @@ async def test_a_list_that_cannot_be_read_is_put_aside(tmp_path: Path, caplog: p
         nursery.cancel_scope.cancel()
     assert len(json.loads(saved.read_text())["attachments"]) == 1
     assert any("attached.json.unreadable" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+async def test_a_list_that_cannot_be_read_now_keeps_the_daemon_from_starting_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Each VM's socket would be lost with it, and systemd starts the daemon again."""
+
+    def full(*_given: object, **_named: object) -> str:
+        raise OSError(code, os.strerror(code))
+
+    place = Place(tmp_path)
+    monkeypatch.setattr(attachments, "load", full)
+    with pytest.RaisesGroup(pytest.RaisesExc(ConfigurationError, match=os.strerror(code))):
+        await place.daemon.run()
+    assert "attached.json.unreadable" not in names(tmp_path)
+    place.bound.socket.close()
 
 
 # Stopping

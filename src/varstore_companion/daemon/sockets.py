@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 import trio
 
+from varstore_companion import threads
 from varstore_companion.daemon import attachments, interpose, listen
 from varstore_companion.daemon.acceptor import Acceptor, Places
 from varstore_companion.daemon.attachments import Attachment, NewerListError
@@ -20,6 +22,7 @@ from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
 from varstore_companion.errors import ConfigurationError, JournalError, ToolstackError
+from varstore_companion.journal.files import PASSING
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -121,6 +124,8 @@ class Sockets:
                     otherwise = ", ".join(f"{key} {value}" for key, value in settings if key != "path" and value is not None)
                     raise RequestRefusedError(ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: {otherwise}")
                 if there.acceptor.bound.is_in_place():
+                    if not self._is_saved:
+                        await self._save_as_served(f"{attachment.path} is attached, but the next start does not know of it")
                     return True
                 log.warning("vm=%s %s had been removed: it is made again", attachment.vm, attachment.path)
                 self._serve(attachment, self._bind(attachment), fresh=False)
@@ -136,6 +141,7 @@ class Sockets:
                     await self._save(kept)
                 except OSError as error:
                     self._drop(attachment.path)
+                    await self._take_back()
                     raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
             await self._kept.keep(self.served[attachment.path].acceptor.bound)
         # There is a way to its toolstack now.
@@ -187,6 +193,7 @@ class Sockets:
                 try:
                     await self._save(each.attachment for other, each in self.served.items() if other != path)
                 except OSError as error:
+                    await self._take_back()
                     raise ConfigurationError(f"{self._saved}: {error.strerror}: {path} stays attached") from None
                 self._drop(path)
                 await self._kept.forget(there.acceptor.bound)
@@ -195,10 +202,13 @@ class Sockets:
 
     async def _bring_back(self) -> None:
         try:
-            saved = await trio.to_thread.run_sync(attachments.load, self._saved)
+            saved = await threads.run_sync(partial(attachments.load, self._saved))
         except NewerListError:
             raise
         except (ConfigurationError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in PASSING:
+                # Put aside, it would cost every VM its socket; the next start reads it.
+                raise ConfigurationError(f"{self._saved}: {error.strerror}") from None
             aside = self._saved.with_name(f"{self._saved.name}.unreadable")
             with suppress(OSError):
                 self._saved.rename(aside)
@@ -288,6 +298,7 @@ class Sockets:
             taking.abandon()
             if not isinstance(error, OSError):
                 raise
+            await self._take_back()
             raise ConfigurationError(f"{self._saved}: {error.strerror}: {attachment.path} is not attached") from None
         self._doubt(attachment, taking)
         try:
@@ -396,13 +407,21 @@ class Sockets:
 
     async def _save(self, kept: Iterable[Attachment]) -> None:
         self._is_saved = False
-        await trio.to_thread.run_sync(attachments.save, self._saved, tuple(kept))
+        await threads.run_sync(partial(attachments.save, self._saved, tuple(kept)))
         self._is_saved = True
+
+    async def _take_back(self) -> None:
+        """A list could not be saved. It may be in place all the same, only not durably: it must not say what is not so."""
+        with suppress(OSError):
+            await self._save(each.attachment for each in self.served.values())
 
     async def _save_after(self, path: Path) -> None:
         """Save the list once `path` is no longer in it. Raises `ConfigurationError`."""
+        await self._save_as_served(f"{path} is not attached, but the next start takes it over: detach it again")
+
+    async def _save_as_served(self, otherwise: str) -> None:
+        """Save what is served now. Raises `ConfigurationError`, which says `otherwise`."""
         try:
             await self._save(each.attachment for each in self.served.values())
         except OSError as error:
-            why = f"{self._saved}: {error.strerror}: {path} is not attached, but the next start takes it over: detach it again"
-            raise ConfigurationError(why) from None
+            raise ConfigurationError(f"{self._saved}: {error.strerror}: {otherwise}") from None
