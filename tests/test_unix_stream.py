@@ -85,6 +85,18 @@ async def test_a_peer_that_closes_with_bytes_unread(ends: tuple[UnixStream, Unix
         await ends[0].receive_some(100)
 
 
+async def test_a_system_without_watches_or_memory(ends: tuple[UnixStream, UnixStream], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_watch(_socket: object) -> None:
+        raise OSError(28, "no watch")
+
+    for name in ("wait_readable", "wait_writable"):
+        monkeypatch.setattr(trio.lowlevel, name, no_watch)
+    with pytest.raises(trio.BrokenResourceError, match="no watch"):
+        await ends[0].send_all(MANY)
+    with pytest.raises(trio.BrokenResourceError, match="no watch"):
+        await ends[0].receive_some(1)
+
+
 async def test_a_closed_one_says_so(ends: tuple[UnixStream, UnixStream]) -> None:
     async with ends[0] as stream:
         pass

@@ -79,7 +79,10 @@ class UnixStream:
             try:
                 with scope, memoryview(data) as view:
                     while sent < len(data):
-                        await trio.lowlevel.wait_writable(self.socket)
+                        try:
+                            await trio.lowlevel.wait_writable(self.socket)
+                        except OSError as error:  # the system has no watch or memory for it
+                            raise trio.BrokenResourceError(str(error)) from error
                         sent += self._send(view[sent:])
             finally:
                 self._sending = None

@@ -1,6 +1,5 @@
 """Accepting connections on one socket, within limits that no peer can push another VM's socket out with."""
 
-import errno
 import logging
 import os
 import socket
@@ -18,10 +17,9 @@ from varstore_companion.unix_stream import UnixStream
 log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_SECONDS = 0.1
-"""When the system has no descriptor or memory for one more connection, or forbids it: long enough for one to be given back."""
+"""When the system has no descriptor, watch or memory for one more connection, or forbids it: for one to be given back."""
 RETIRE_SECONDS = 2.0
 """For the calls of an unmodified varstored, each a connection of its own, to be made by those that have connected."""
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM})
 
 
 @dataclass(slots=True)
@@ -141,18 +139,21 @@ class Acceptor:
 
     async def _accept(self, listener: socket.socket) -> None:
         listener.setblocking(False)  # noqa: FBT003  the standard library takes it by position only
+        failures = 0
         while True:
-            await trio.lowlevel.wait_readable(listener)
             try:
+                await trio.lowlevel.wait_readable(listener)
                 connected, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
-                if error.errno not in _PASSING:
-                    raise
-                log.warning("%s cannot accept a connection: %s", self._who, error.strerror)
+                # Whatever it is that one socket meets: the others' must not end by it.
+                failures += 1
+                if failures.bit_count() == 1:  # the 1st, 2nd, 4th, 8th…: one that lasts must not fill the log
+                    log.warning("%s cannot accept a connection (try %d): %s", self._who, failures, error.strerror)
                 await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
+            failures = 0
             self._take(UnixStream(connected))
 
     def _take(self, stream: UnixStream) -> None:
