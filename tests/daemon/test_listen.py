@@ -150,6 +150,29 @@ def test_what_fails_leaves_nothing_behind(tmp_path: Path, step: str, monkeypatch
     assert os.umask(before) == before
 
 
+def test_without_a_descriptor_the_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_given: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", no_room)
+    with pytest.raises(ConfigurationError, match=r"vm\.sock: cannot listen there: Too many open files"):
+        listen.bind(tmp_path / "vm.sock", mode=0o660)
+
+
+def test_one_that_cannot_be_removed_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(*_given: object, **_named: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    path = tmp_path / "vm.sock"
+    with bound(path) as ours:
+        monkeypatch.setattr(Path, "unlink", read_only)
+        ours.unlink()
+    assert path.exists()
+    assert f"{path}: what is left of the socket cannot be removed: Read-only file system" in caplog.messages
+
+
 def test_a_missing_folder_and_one_that_is_a_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="missing: No such file"):
         listen.bind(tmp_path / "missing" / "a.sock", mode=0o600)

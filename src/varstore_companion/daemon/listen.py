@@ -1,6 +1,7 @@
 """Unix sockets: bound so that they appear whole, with their mode and group, over what a crash left behind."""
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -11,6 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 128
 """Connections that wait to be accepted, also for the next daemon during a restart: one more fails at once where its peer does
@@ -48,9 +51,12 @@ class Bound:
         return (found.st_dev, found.st_ino) == (self.device, self.inode)
 
     def unlink(self) -> None:
-        """Remove the file, unless it is somebody else's by now."""
+        """Remove the file, unless it is somebody else's by now. One that cannot be removed is dead, and in nobody's way."""
         if self.is_in_place():
-            self.path.unlink(missing_ok=True)
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s: what is left of the socket cannot be removed: %s", self.path, error.strerror)
 
 
 def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
@@ -61,7 +67,10 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
     """
     if not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT:
         raise ConfigurationError(f"{path}: expected an absolute path of at most {PATH_LIMIT} bytes")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot listen there: {error.strerror}") from None
     try:
         try:
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
