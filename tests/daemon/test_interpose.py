@@ -335,6 +335,21 @@ async def test_a_path_that_becomes_a_link_right_before_the_exchange_stays_one(
     assert not beside(server.path).exists()
 
 
+async def test_what_fails_after_the_exchange_takes_it_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, server = place.guard(OLD, AVAILABLE)
+    before = inode(server.path)
+    with monkeypatch.context() as patched:
+        at(patched, lambda: patched.setattr(os, "stat", _no_memory))
+        with pytest.raises(ConfigurationError, match="cannot be interposed: Cannot allocate memory"):
+            await place.daemon.attach(interposed(guard.model.uuid, server.path, resume=False))
+    assert inode(server.path) == before
+    assert await Varstored(server.path, guard.model.uuid).read() == OLD
+
+
+def _no_memory(*_given: object, **_named: object) -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
 # Guards that restart
 
 
@@ -652,7 +667,9 @@ async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_g
     assert guard.model.store == written("ms2011", 1)
 
 
-async def test_a_socket_is_not_given_back_while_its_guard_is_restarted(place: Place) -> None:  # invariant 6
+async def test_a_socket_is_not_given_back_while_its_guard_is_restarted(  # invariant 6
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
     await machine.boot(Reason.RESUME)
     server.stop()
@@ -664,6 +681,10 @@ async def test_a_socket_is_not_given_back_while_its_guard_is_restarted(place: Pl
     bound = place.daemon._sockets.served[machine.path].acceptor.bound
     await place.nursery.start(server.run)
     assert interpose.has_guard(machine.path, bound)
+    with monkeypatch.context() as patched:
+        # Whether it is there cannot be found out.
+        patched.setattr(interpose, "is_living", _no_room)
+        assert interpose.has_guard(machine.path, bound)
     await look(place)
     assert await place.daemon.detach(machine.path)
     assert guard.model.store == written("ms2011", 1)

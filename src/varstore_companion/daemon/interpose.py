@@ -105,7 +105,11 @@ class Taking:
 
     def _exchange(self, name: str) -> None:
         rename(self._folder, self._at, name, Flag.EXCHANGE)
-        put_aside = os.stat(self._at, dir_fd=self._folder, follow_symlinks=False)
+        try:
+            put_aside = os.stat(self._at, dir_fd=self._folder, follow_symlinks=False)
+        except OSError:
+            rename(self._folder, self._at, name, Flag.EXCHANGE)
+            raise
         if not stat.S_ISSOCK(put_aside.st_mode):
             rename(self._folder, self._at, name, Flag.EXCHANGE)
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
@@ -199,8 +203,11 @@ def has_guard(path: Path, bound: Bound) -> bool:
         return True
     try:
         return is_living(beside(path)) or is_displaced(bound)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        # No descriptor left, or no memory: what may be there must not be written past.
+        return True
 
 
 def is_displaced(bound: Bound) -> bool:
