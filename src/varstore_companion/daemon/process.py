@@ -27,6 +27,8 @@ def locked(state_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigurationError(f"{state_dir}: another daemon runs on this state folder") from None
+        except OSError as error:
+            raise ConfigurationError(f"{state_dir}: cannot be locked: {error.strerror}") from None
         yield
     finally:
         os.close(lock)
