@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,10 @@ def parse(data: bytes) -> Frame:
         at += size
     for field in table:
         expect(not field["required"] or field["name"] in fields, f"{name}: {field['name']} is missing")
+    if (name, form) == ("GET_STORE", "answer"):
+        is_there = "store" in fields
+        expect(is_there == (fields["presence"] == "present"), f"{name}: {fields['presence']}, store there: {is_there}")
+        expect("detail" not in fields or fields["outcome"] == "failed", f"{name}: a detail of the outcome {fields['outcome']}")
     return Frame(name, form, request_id, fields)
 
 
@@ -121,6 +126,25 @@ def text_of(field: Vector, value: bytes, where: str) -> str:
             return value.hex()
 
 
+def build(message: str, request_id: int, tag: int, value: bytes) -> bytes:
+    """Build a request of one field."""
+    head = HEADER.pack(b"VSCP", 1, MESSAGES[message]["type"], request_id, FIELD.size + len(value))
+    return head + FIELD.pack(tag, 0, len(value)) + value
+
+
+def largest_store() -> bytes:
+    """A store of as many bytes as one may have: version 2, three variables with all the data that there is room for."""
+    count, head, rest, most = 3, 24 + 8 + 0x104, 8 + 2 + 8 + 16 + 4 + 16 + 32, 57_344
+    room = TABLE["limits"]["max_store"] - head - count * rest
+    variables = b""
+    for letter in b"ABC":
+        size = min(room, most)
+        room -= size
+        variables += struct.pack("<QHQ", 2, letter, size) + bytes([letter]) * size
+        variables += bytes(16) + struct.pack("<I", 7) + bytes(48)
+    return b"VARS" + struct.pack("<IQQ", 2, count, len(variables)) + bytes(8 + 0x104) + variables
+
+
 def with_id(frame: bytes, request_id: int) -> bytes:
     """The frame with another request id."""
     return frame[:8] + struct.pack("<I", request_id) + frame[12:]
@@ -145,6 +169,12 @@ class Stream:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             return
+
+    def trickle(self, data: bytes) -> None:
+        """Send a byte at a time, so that the peer gets to see most of them alone."""
+        for byte in data:
+            self.send(bytes([byte]))
+            time.sleep(0.001)
 
     def _exactly(self, size: int) -> bytes:
         data = b""

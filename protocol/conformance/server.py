@@ -1,11 +1,31 @@
 """The checks of a server."""
 
+import select
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from conformance.frames import CODES, FIELD, HEADER, MESSAGES, TABLE, Frame, Stream, Vector, expect, parse, vector, vectors
+from conformance.frames import (
+    CODES,
+    FIELD,
+    HEADER,
+    MESSAGES,
+    SECONDS,
+    TABLE,
+    Failure,
+    Frame,
+    Stream,
+    Vector,
+    build,
+    expect,
+    largest_store,
+    parse,
+    vector,
+    vectors,
+)
 
 PING_ID = 0x7001
 NOT_UNDERSTOOD = (
@@ -25,13 +45,20 @@ class Server:
         """A new connection; greeted with request id 1."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(self.paths[kind])
-        stream = Stream(connection)
-        if greeted:
-            hello = vector("hello-varstored" if kind == "vm" else "hello-operator")
-            stream.send(bytes.fromhex(hello["hex"]))
-            answer = stream.due("HELLO's answer")
-            expect((answer.message, answer.form) == ("HELLO", "answer"), f"HELLO met {answer}")
+        with ExitStack() as undo:
+            stream = undo.enter_context(Stream(connection))
+            if greeted:
+                self.greet(stream, kind)
+            undo.pop_all()
         return stream
+
+    def greet(self, stream: Stream, kind: str = "vm") -> dict[str, int]:
+        """Say HELLO; the limits that its answer announces."""
+        hello = vector("hello-varstored" if kind == "vm" else "hello-operator")
+        stream.send(bytes.fromhex(hello["hex"]))
+        answer = stream.due("HELLO's answer")
+        expect((answer.message, answer.form) == ("HELLO", "answer"), f"HELLO met {answer}")
+        return {name: int(answer.fields[name]) for name in ("max_payload", "max_requests")}
 
     def lives(self, stream: Stream, *, alive: bool) -> None:
         """The connection answers a PING, or has ended."""
@@ -93,10 +120,126 @@ class Server:
         """A store of one byte too many has a code of its own (no vector: it would be 256 KiB of digits)."""
         size = TABLE["limits"]["max_store"] + 1
         with self.connect("vm", greeted=True) as stream:
-            head = HEADER.pack(b"VSCP", 1, MESSAGES["PUT_STORE"]["type"], 2, FIELD.size + size)
-            stream.send(head + FIELD.pack(1, 0, size) + bytes(size))
+            stream.send(build("PUT_STORE", 2, 1, bytes(size)))
             self.refuses(stream.due("STORE_OVER_LIMIT"), "STORE_OVER_LIMIT", 2)
             self.lives(stream, alive=True)
+
+    def holds(self, stream: Stream, store: bytes) -> None:
+        """What is read there is that store."""
+        stream.send(build("GET_STORE", 9, 1, bytes([TABLE["enums"]["reason"]["tool"]])))
+        answer = stream.due("the store")
+        expect(answer.fields.get("store") == store.hex(), f"the store that was acknowledged was due, and came {answer}")
+
+    def puts(self, stream: Stream, store: bytes) -> None:
+        """A store is acknowledged there."""
+        stream.send(build("PUT_STORE", 8, 1, store))
+        answer = stream.due("PUT_STORE's answer")
+        expect((answer.message, answer.form, answer.request_id) == ("PUT_STORE", "answer", 8), f"PUT_STORE met {answer}")
+
+    def store_at_limit(self) -> None:
+        """The largest store is one."""
+        with self.connect("vm", greeted=True) as stream:
+            self.puts(stream, largest_store())
+            self.holds(stream, largest_store())
+
+    def payload_at_limit(self) -> None:
+        """The largest payload that was announced is read; of one that is longer nothing but the header."""
+        with self.connect("vm", greeted=False) as stream:
+            most = self.greet(stream)["max_payload"]
+            stream.send(build("PING", 5, 2, bytes(most - FIELD.size)))
+            answer = stream.due("PING's answer")
+            expect(answer == Frame("PING", "answer", 5, {}), f"the largest payload met {answer}")
+            stream.send(HEADER.pack(b"VSCP", 1, MESSAGES["PING"]["type"], 6, most + 1))
+            self.refuses(stream.due("BAD_FRAME"), "BAD_FRAME", 0)
+            self.lives(stream, alive=False)
+
+    def byte_by_byte(self) -> None:
+        """Nothing depends on how the stream is cut."""
+        put, store = _stored("put-store")
+        with self.connect("vm", greeted=False) as stream:
+            stream.trickle(bytes.fromhex(vector("hello-varstored")["hex"]))
+            stream.due("HELLO's answer")
+            stream.trickle(put)
+            answer = stream.due("PUT_STORE's answer")
+            expect((answer.message, answer.form) == ("PUT_STORE", "answer"), f"PUT_STORE met {answer}")
+            self.holds(stream, store)
+
+    def as_many_as_announced(self) -> None:
+        """None of so many requests is one too many, and they are answered in their order."""
+        with self.connect("vm", greeted=False) as stream:
+            many = self.greet(stream)["max_requests"]
+            reason = bytes([TABLE["enums"]["reason"]["tool"]])
+            pings = [HEADER.pack(b"VSCP", 1, MESSAGES["PING"]["type"], 2 + number, 0) for number in range(1, many)]
+            stream.send(build("GET_STORE", 2, 1, reason) + b"".join(pings))
+            for number in range(many):
+                answer = stream.due(f"answer {number + 1} of {many}")
+                found, due = (answer.message, answer.form, answer.request_id), "PING" if number else "GET_STORE"
+                expect(found == (due, "answer", 2 + number), f"answer {number + 1} of {many}: {answer}")
+
+    def several_connections(self) -> None:
+        """They live beside each other, and a store that was acknowledged on one is seen on the others."""
+        (_, one), (_, other) = _stored("put-store-no-variables"), _stored("put-store")
+        with (
+            self.connect("vm", greeted=False),
+            self.connect("vm", greeted=True) as first,
+            self.connect("vm", greeted=True) as second,
+        ):
+            self.puts(first, one)
+            self.holds(second, one)
+            self.puts(second, other)
+            self.holds(first, other)
+
+    def half_closed(self) -> None:
+        """A client that has sent its last request still reads."""
+        put, store = _stored("put-store-version-2")
+        with self.connect("vm", greeted=True) as stream:
+            stream.send(put + bytes.fromhex(vector("sb-failure")["hex"]))
+            stream.socket.shutdown(socket.SHUT_WR)
+            for due in ("PUT_STORE", "SB_FAILURE"):
+                answer = stream.due(f"{due}'s answer")
+                expect((answer.message, answer.form) == (due, "answer"), f"{due} met {answer}")
+            self.lives(stream, alive=False)
+        with self.connect("vm", greeted=True) as stream:
+            self.holds(stream, store)
+
+    def too_slow(self) -> None:
+        """Who is silent before HELLO, or sends a byte a second, is told when the time is over; who is silent later is not."""
+        seconds = TABLE["seconds"]
+        hello, later = (bytes.fromhex(vector(name)["hex"]) for name in ("hello-varstored", "sb-failure-detail"))
+        with (
+            self.connect("vm", greeted=True) as idle,
+            self.connect("vm", greeted=False) as silent,
+            self.connect("vm", greeted=False) as greeting,
+            self.connect("vm", greeted=True) as asking,
+        ):
+            slow = [(silent, b"", seconds["hello"]), (greeting, hello, seconds["hello"]), (asking, later, seconds["frame"])]
+            self._await_end(slow)
+            self.lives(idle, alive=True)
+
+    def _await_end(self, slow: Sequence[tuple[Stream, bytes, int]]) -> None:
+        """Send each its bytes, one a second, until all have ended, each when its time was over."""
+        begun, left = time.monotonic(), dict(enumerate(slow))
+        for second in range(max(limit for _, _, limit in slow) + int(SECONDS)):
+            for stream, data, _ in left.values():
+                stream.send(data[second : second + 1])
+            while left:
+                wait = begun + second + 1 - time.monotonic()
+                ready, _, _ = select.select([stream.socket for stream, _, _ in left.values()], [], [], max(wait, 0))
+                if not ready:
+                    break
+                for index, (stream, _, limit) in list(left.items()):
+                    if stream.socket in ready:
+                        passed = time.monotonic() - begun
+                        # A server counts from its own moment, a little before or after ours.
+                        expect(passed > limit - 1, f"{limit} s are allowed, and it ended after {passed:.1f} s")
+                        expect(passed < limit + SECONDS, f"{limit} s are allowed, and it lived for {passed:.1f} s")
+                        self.refuses(stream.due("TIMED_OUT"), "TIMED_OUT", 0)
+                        self.lives(stream, alive=False)
+                        del left[index]
+            if not left:
+                return
+        times = ", ".join(f"{limit} s" for _, _, limit in left.values())
+        raise Failure(f"{times} are allowed, and it lives after {time.monotonic() - begun:.0f} s")
 
     def checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """All that can be asked of it."""
@@ -111,6 +254,19 @@ class Server:
             if case["server"] == "any" and case["socket"] in self.paths:
                 yield case["name"], partial(self.exchange, case)
         yield "store-over-limit", self.store_over_limit
+        yield "store-at-limit", self.store_at_limit
+        yield "payload-at-limit", self.payload_at_limit
+        yield "byte-by-byte", self.byte_by_byte
+        yield "as-many-as-announced", self.as_many_as_announced
+        yield "several-connections", self.several_connections
+        yield "half-closed", self.half_closed
+        yield "too-slow", self.too_slow
+
+
+def _stored(name: str) -> tuple[bytes, bytes]:
+    """A PUT_STORE of messages.json, and its store."""
+    case = vector(name)
+    return bytes.fromhex(case["hex"]), bytes.fromhex(case["fields"]["store"])
 
 
 def _changes_host(case: Vector) -> bool:
