@@ -30,6 +30,8 @@ def seeds() -> dict[str, bytes]:
             else turn.reply
             for at, turn in enumerate(asked, 1 if raw else 2)
         )
+        # More than a length of two bytes tells is cut there: the answer then ends in its store.
+        stream = stream[:0xFFFF]
         connection = len(stream).to_bytes(2, "little") + stream
         manner = MANNERS[number % len(MANNERS)]
         for server in {0, manner}:
