@@ -12,6 +12,8 @@ from varstore_companion.wire.messages import Message, Ping, PutStore, RequestMes
 from varstore_companion.wire.states import Role, State
 
 SIZES = (1, 2, 7, 64)
+LIMIT = 1_280
+"""Bytes of one input."""
 MESSAGES: tuple[type[Message], ...] = tuple(LAYOUTS)
 
 Outcome = tuple[list[object], State, tuple[int, ...]]
@@ -105,7 +107,8 @@ def _streams(to: str) -> Iterator[bytes]:
     for vector in vectors("exchanges"):
         asked = to == "server"
         steps = [bytes.fromhex(step["hex"]) for step in vector["steps"] if (step["form"] == "request") is asked]
-        yield bytes([vector["socket"] == "control" if asked else 1]) + b"".join(steps)
+        # The fuzzer would cut a longer one itself.
+        yield (bytes([vector["socket"] == "control" if asked else 1]) + b"".join(steps))[:LIMIT]
 
 
 def _payloads() -> Iterator[bytes]:
@@ -123,7 +126,7 @@ def _requests() -> int:
 assert 0 < _requests() < len(MESSAGES) < 256
 
 TARGETS = (
-    Target("wire_server", server, lambda: _streams("server"), limit=1_280, calls_per_byte=40),
-    Target("wire_client", client, lambda: _streams("client"), limit=1_280, calls_per_byte=40),
-    Target("wire_payload", payload, _payloads, limit=1_280, calls_per_byte=6),
+    Target("wire_server", server, lambda: _streams("server"), limit=LIMIT, calls_per_byte=40),
+    Target("wire_client", client, lambda: _streams("client"), limit=LIMIT, calls_per_byte=40),
+    Target("wire_payload", payload, _payloads, limit=LIMIT, calls_per_byte=6),
 )
