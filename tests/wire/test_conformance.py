@@ -95,15 +95,28 @@ def test_a_client_meets_every_message_error_and_broken_frame() -> None:
     ],
 )
 def test_a_client_that_understands_nothing_does_not_pass(says: str, case: str) -> None:
+    with pytest.raises(Failure, match=f"said '{says}' of"):
+        play_saying(says, case)
+
+
+def play_saying(says: str, case: str) -> None:
+    """Play a case with a client that says this, whatever comes."""
     lie = f"dict(print=lambda *_, **__: print({says!r}, flush=True))"
     code = f"import runpy, sys; sys.argv[:1] = []; runpy.run_path({CLIENT!r}, {lie}, '__main__')"
     (turns,) = [turns for name, turns in client_cases() if name == case]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Client([sys.executable, "-c", code, "-"], Path(folder)) as client,
-        pytest.raises(Failure, match=f"said '{says}' of"),
-    ):
+    with tempfile.TemporaryDirectory() as folder, Client([sys.executable, "-c", code, "-"], Path(folder)) as client:
         client.play(turns)
+
+
+@pytest.mark.parametrize("says", ["broken", "unavailable", "lost"])
+def test_a_client_may_say_any_other_word_of_an_answer_that_was_cut(says: str) -> None:
+    play_saying(says, "client-cut")
+
+
+@pytest.mark.parametrize("says", ["answer", "answer presence=absent generation=0 outcome=not_asked", "error 8 1"])
+def test_but_not_that_it_came(says: str) -> None:
+    with pytest.raises(Failure, match="took a cut frame for an answer"):
+        play_saying(says, "client-cut")
 
 
 @pytest.mark.parametrize(
