@@ -690,6 +690,31 @@ async def test_a_socket_is_not_given_back_while_its_guard_is_restarted(  # invar
     assert guard.model.store == written("ms2011", 1)
 
 
+@pytest.mark.parametrize("was_beside", [True, False])
+@pytest.mark.parametrize("lives", [True, False])
+async def test_nor_when_a_new_guard_has_just_made_its_socket(  # invariant 6
+    place: Place, lives: bool, was_beside: bool
+) -> None:
+    """It is not taken over yet: the VM's next write goes there, also when it ends and comes back before."""
+    machine, _, server = await place.interposed(OLD, ON_BOOT, resume=True)
+    await machine.boot(Reason.RESUME)
+    server.stop()
+    await wait_all_tasks_blocked()
+    assert (await machine.put(written("ms2011", 1))).durable is Durable.JOURNAL
+    if not was_beside:
+        beside(machine.path).unlink()
+    server.listen()
+    if not lives:
+        assert server._listener is not None
+        server._listener.close()
+    with pytest.raises(RequestRefusedError, match="not with its toolstack yet"):
+        await place.daemon.detach(machine.path)
+    assert machine.path in place.daemon._sockets.served
+    if lives:
+        assert server._listener is not None
+        server._listener.close()
+
+
 async def test_a_vm_that_has_ended_is_detached_with_what_is_journaled(place: Place) -> None:  # invariant 6
     """Its guard has removed the path with the VM: nothing is written there any more, and the store waits for the next start."""
     machine, _, server = await place.interposed(OLD, ON_BOOT, resume=True)

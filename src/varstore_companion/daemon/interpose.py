@@ -196,13 +196,13 @@ def is_left(path: Path) -> bool:
 def has_guard(path: Path, bound: Bound) -> bool:
     """Whether the VM that `bound` serves at `path` may write to its guard once `bound` is gone.
 
-    The guard whose socket was put beside it lives, or a new one has made `path` anew, or it is away and may come back. One
+    The guard whose socket was put beside it lives, or a new one has made `path` anew, or either is away and may come back. One
     that ends with its VM removes `path` (xapi-guard's `depriv_varstored_destroy`), and xenopsd then the folder.
     """
-    if is_left(path) and bound.is_in_place():
-        return True
+    if bound.is_in_place():
+        return is_left(path)
     try:
-        return is_living(beside(path)) or is_displaced(bound)
+        return path.is_socket() or is_living(beside(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
