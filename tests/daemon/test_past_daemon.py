@@ -228,3 +228,52 @@ async def test_the_next_daemon_knows_of_the_doubt_also_once_nothing_more_may_be_
     await nursery.start(place.daemon.run)
     await confirm_nothing_is_journaled_onto_it(place, machine, guard, server)
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("daemon", ["the same", "the next"])
+async def test_nor_while_a_call_that_was_given_up_may_still_be_carried_out(  # invariants 6 and 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, daemon: str
+) -> None:
+    """Nothing waits then, and a write is journaled without being offered to the guard, which is there."""
+    place, ledger = started(tmp_path, nursery)
+    async with trio.open_nursery() as life:
+        await life.start(place.daemon.run)
+        machine, guard, server = await place.interposed(OLD, CertificatesState.UPDATE_ON_BOOT)
+        server.next(method=SET_CALLS[1])
+        assert (await machine.boot()).store == OLD
+        server.stop()
+        await wait_all_tasks_blocked()
+        await nursery.start(server.run)
+        goes_on = trio.Event()
+        held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
+        async with trio.open_nursery() as writing:
+            writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
+            await held.reached.wait()
+            await place.daemon._sockets.look_at_guards()
+            with trio.fail_after(5):
+                while not place.daemon.vm(machine.vm).is_known:
+                    await wait_all_tasks_blocked(0.001)
+            guard.model.write(b64encode(DIRECT).decode(), None)
+            goes_on.set()
+        if daemon == "the next":
+            await place.daemon.stop()
+        else:
+            assert (await machine.put(NEXT)).durable is Durable.JOURNAL
+            await confirm_it_is_delivered(place, machine, guard, mock_clock)
+        life.cancel_scope.cancel()
+    if daemon == "the next":
+        ledger.close()
+        place, ledger = started(tmp_path, nursery)
+        await nursery.start(place.daemon.run)
+        assert (await machine.put(NEXT)).durable is Durable.JOURNAL
+        await confirm_it_is_delivered(place, machine, guard, mock_clock)
+    nursery.cancel_scope.cancel()
+
+
+async def confirm_it_is_delivered(place: Place, machine: Machine, guard: Guard, mock_clock: MockClock) -> None:
+    mock_clock.jump(place.toolstack.late_seconds)
+    with trio.fail_after(10):
+        while place.host.journal.pending_count:
+            await wait_all_tasks_blocked(0.001)
+    assert guard.model.store == NEXT
+    assert place.host.stats.set_aside == 0

@@ -218,6 +218,9 @@ class Sockets:
             try:
                 bound = self._bind(attachment, returning=True)
                 self._serve(attachment, bound, fresh=False)
+                if attachment.interpose:
+                    # The daemon before may have taken it over just now.
+                    self._vm(attachment.vm).asks_again = True
             except ConfigurationError as error:
                 log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
         for each in list(self.served.values()):

@@ -70,7 +70,6 @@ class Vm:
     __slots__ = (
         "__weakref__",
         "_alerted",
-        "_asks_again",
         "_backlog",
         "_boot_credits",
         "_cold_boot",
@@ -79,6 +78,7 @@ class Vm:
         "_lock",
         "_read_credits",
         "_upstream",
+        "asks_again",
         "is_given_back",
         "uuid",
     )
@@ -96,7 +96,7 @@ class Vm:
         self._alerted = float("-inf")
         # Its varstored makes one call at a time. What it was still at with the guard when its socket was taken over may have
         # escaped the look that followed; by its first write here that has come to its end.
-        self._asks_again = False
+        self.asks_again = False
         self._credits = Credits()
         self._read_credits = Credits()
         self._boot_credits = Credits()
@@ -261,7 +261,7 @@ class Vm:
 
     def doubt(self) -> None:
         """As `forget`, where the guest could write past this daemon: what waits may be older than what the toolstack holds."""
-        self._asks_again = True
+        self.asks_again = True
         if self._backlog.pending is None:
             self._upstream.forget()
         else:
@@ -404,9 +404,9 @@ class Vm:
         backlog, reason = self._backlog, "an earlier one waits for the toolstack"
         if backlog.is_doubtful:
             await self._reconcile(deadline)
-        elif self._asks_again:
+        elif self.asks_again:
             await self._ask_again(deadline)
-        self._asks_again = False
+        self.asks_again = False
         if backlog.pending is None:
             reason = "a call that was given up may still be carried out"
             await _take(backlog.turn, deadline)
@@ -441,7 +441,8 @@ class Vm:
     async def _ask_again(self, deadline: float) -> None:
         """Go by what the toolstack holds now rather than at the last look; by that one while the toolstack is away."""
         self._upstream.known = None
-        if self._backlog.pending is not None:
+        # Else it is looked at before it is written to.
+        if not self.is_direct:
             with suppress(ToolstackUnavailableError):
                 await self._reconcile(deadline)
 
