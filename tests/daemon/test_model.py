@@ -3,10 +3,8 @@
 The daemon runs in this process, on a virtual clock and a toolstack in memory. Time goes on only while a rule is carried out.
 """
 
-import queue
 import tempfile
-import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +17,13 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from trio.testing import MockClock
 
 from killing.stores import FOREIGN, Version, certcheck, set_aside, store_of, version_of
 from support.certificates import microsoft_folder
 from support.daemon import MANIFEST, DirectBackups, DirectHistory, DirectJournal, loaded
 from support.hosts import host_in
 from support.moody_toolstack import FIRST, LATE_SECONDS, VMS, Moody
+from support.running import Running
 from varstore_companion.daemon import attachments, listen, main
 from varstore_companion.daemon.alerts import SET_ASIDE
 from varstore_companion.daemon.attachments import Attachment
@@ -90,41 +88,6 @@ class Modelled:
         if version != self.foreign:
             self.newest = version
             self.others = {other for other in self.others if other > version}
-
-
-class Running:
-    """A trio loop in a thread, in which time goes on only while something is carried out."""
-
-    def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[Callable[[], Awaitable[object]] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[object, Exception | None]] = queue.SimpleQueue()
-        self.nursery: trio.Nursery
-        self._thread = threading.Thread(target=lambda: trio.run(self._run, clock=MockClock(autojump_threshold=0)))
-        self._thread.start()
-
-    def __call__(self, call: Callable[[], Awaitable[object]]) -> None:
-        """Carry it out, and raise what it raises."""
-        self._asked.put(call)
-        _, error = self._answers.get(timeout=60)
-        if error is not None:
-            raise error
-
-    def end(self) -> None:
-        self._asked.put(None)
-        self._thread.join(60)
-
-    async def _run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            self.nursery = nursery
-            # Blocking, on purpose: the clock must not run on between two rules.
-            while (call := self._asked.get()) is not None:
-                error = None
-                try:
-                    await call()
-                except Exception as raised:  # noqa: BLE001  it is raised where it was asked for
-                    error = raised
-                self._answers.put((None, error))
-            nursery.cancel_scope.cancel()
 
 
 class Machine(RuleBasedStateMachine):
