@@ -15,6 +15,7 @@ from support.stock import GET, GET_STATE, LOGOUT, SET, Failed, S, V, Varstored, 
 from support.storemaker import scene
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.limits import FREE_BYTES, VM_BYTES, Credits, Gate, InFlight, Limits, Share
+from varstore_companion.daemon.reading import READ_SECONDS
 from varstore_companion.daemon.sockets import VM_CONNECTIONS
 from varstore_companion.daemon.vm_socket import FIRST_BYTES
 from varstore_companion.errors import MalformedError, ToolstackUnavailableError
@@ -261,7 +262,7 @@ async def test_reads_that_come_together_are_answered_within_their_time(place: Pl
     async with trio.open_nursery() as nursery:
         for _ in range(40):
             nursery.start_soon(read)
-    assert max(ended) == vm_module.READ_SECONDS
+    assert max(ended) == READ_SECONDS
     assert sorted(ended)[:20] == [pytest.approx(at) for at in range(20)]
 
 

@@ -13,8 +13,9 @@ from support.memory_toolstack import Call, MemoryToolstack
 from support.storemaker import scene
 from varstore_companion.daemon.limits import Gate, Turns
 from varstore_companion.daemon.measured import MeasuredToolstack
+from varstore_companion.daemon.reading import READ_SECONDS
 from varstore_companion.daemon.stats import CALLS, FAILURES, Stats
-from varstore_companion.daemon.vm import BOOT_SECONDS, READ_SECONDS, STRAIGHT_SECONDS, Vm
+from varstore_companion.daemon.vm import BOOT_SECONDS, STRAIGHT_SECONDS, Vm
 from varstore_companion.daemon.writer import READ_BACK_SECONDS
 from varstore_companion.errors import (
     ToolstackConflictError,

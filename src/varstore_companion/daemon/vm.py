@@ -14,6 +14,7 @@ from varstore_companion.daemon.backlog import Backlog, Mode
 from varstore_companion.daemon.cold_boot import Boot, BootOutcome, ColdBoot, LastUpdate
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.limits import Credits, InFlight
+from varstore_companion.daemon.reading import Reading
 from varstore_companion.daemon.upstream import Upstream, admitted
 from varstore_companion.daemon.verdicts import Verdicts
 from varstore_companion.efi.outline import Outline
@@ -36,10 +37,6 @@ log = logging.getLogger(__name__)
 
 BOOT_SECONDS = 18.0
 """For the whole answer to a boot: varstored's starter gives up at 30 s, the design promises 20."""
-READ_SECONDS = 20.0
-"""For the whole answer to any other read."""
-PENDING_READ_SECONDS = 5.0
-"""For the toolstack's part of a read while the newest store is in the journal."""
 WRITE_SECONDS = 30.0
 """For the whole answer to a write. The guest's processor waits in SetVariable meanwhile."""
 STRAIGHT_SECONDS = 12.0
@@ -76,7 +73,7 @@ class Vm:
         "_credits",
         "_host",
         "_lock",
-        "_read_credits",
+        "_reading",
         "_upstream",
         "asks_again",
         "is_given_back",
@@ -98,9 +95,9 @@ class Vm:
         # escaped the look that followed; by its first write here that has come to its end.
         self.asks_again = False
         self._credits = Credits()
-        self._read_credits = Credits()
         self._boot_credits = Credits()
         self._cold_boot = ColdBoot(uuid, host, self._upstream, self._backlog)
+        self._reading = Reading(uuid, host, self._upstream, self._backlog, self._lock)
 
     @property
     def report(self) -> State | None:
@@ -137,52 +134,16 @@ class Vm:
         return self._upstream.certcheck_saved
 
     async def read(self, deadline: float | None = None) -> VmRecord:
-        """Read the store and the field, for a resume, a migration or a tool: never an update (invariant 10).
-
-        A store that waits in the journal is the VM's newest, also while the toolstack cannot be asked. `deadline`: trio's
-        clock, else within `READ_SECONDS`. Raises the `ToolstackError`s of `Toolstack.read`.
-        """
-        deadline = trio.current_time() + READ_SECONDS if deadline is None else deadline
-        while (record := await self._read(deadline)) is None:
-            pass
-        return record
+        """See `Reading.read`."""
+        return await self._reading.read(deadline)
 
     async def read_for_peer(self) -> VmRecord:
-        """As `read`, for who speaks to the VM's own socket: as fast as its credit for reads lets it."""
-        deadline = trio.current_time() + READ_SECONDS
-        await self.spend_read(deadline)
-        return await self.read(deadline)
+        """See `Reading.read_for_peer`."""
+        return await self._reading.read_for_peer()
 
     async def spend_read(self, deadline: float = float("inf")) -> None:
-        """Take one of the VM's credit for reads, as `Credits.spend` does: also for what costs the daemon as much as a read."""
-        await self._read_credits.spend(self._host.rules.limits, deadline)
-
-    async def _read(self, deadline: float) -> VmRecord | None:
-        """One try of `read`; None when a journaled store was delivered meanwhile: what was read may be from before that."""
-        upstream, backlog = self._upstream, self._backlog
-        turn, waited = upstream.turn, backlog.pending is not None
-        undisturbed = self._lock.value and backlog.turn.value
-        record: VmRecord | None = None
-        unavailable = ToolstackUnavailableError(f"no store from the toolstack within {READ_SECONDS:g} s")
-        pending_deadline = trio.current_time() + PENDING_READ_SECONDS
-        with trio.move_on_at(deadline if backlog.pending is None else min(deadline, pending_deadline)):
-            try:
-                record = await self._host.toolstack.read(self.uuid)
-            except ToolstackUnavailableError as error:
-                unavailable = error
-        # A boot or a write meanwhile knows better: what was read may be from before it.
-        if record is not None and undisturbed and turn == upstream.turn and self._lock.value:
-            upstream.see(record)
-        newest = await backlog.newest(record)
-        if newest is not None:
-            return VmRecord(
-                newest, record.state if record else self.field, record.generation if record else self._upstream.generation
-            )
-        if waited and backlog.pending is None:
-            return None
-        if record is None:
-            raise unavailable
-        return record
+        """See `Reading.spend`."""
+        await self._reading.spend(deadline)
 
     async def boot(self, deadline: float | None = None) -> Boot:
         """Answer a cold boot, with the update if one is marked, until `deadline` (trio's clock), else within `BOOT_SECONDS`.
