@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/varstore-companion demo
 
 test: lint
-	@$(BIN)/pytest --numprocesses auto --dist loadfile
+	@$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 nightly: $(VENV)/.test
 	@$(BIN)/python -I tests/killing/run.py

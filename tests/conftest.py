@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # A machine under load is not a fault of the code: what takes too long is found by counting, not by the clock.
@@ -9,3 +10,11 @@ settings.register_profile("varstore-companion", deadline=None)
 # For a night: HYPOTHESIS_PROFILE=nightly.
 settings.register_profile("nightly", deadline=None, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "varstore-companion"))
+
+LONG = ("test_conformance.py", "test_killing.py", "test_run.py", "test_backend.py", "test_killed.py", "test_restart.py")
+"""Files of few and long tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: a file goes to one process, and begun last it would have the others wait for it."""
+    items.sort(key=lambda item: item.path.name not in LONG)

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -24,41 +26,47 @@ SECONDS = 120
 CLIENT = str(Path(c_code.__file__).with_name("conformance_client.py"))
 
 
-def suite(*arguments: object) -> list[str]:
-    """Run it as its page says; returns its lines."""
-    done = subprocess.run(
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run it as its page says."""
+    with subprocess.Popen(
         [sys.executable, "-m", "conformance", *map(str, arguments)],
         cwd=PROTOCOL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=SECONDS,
         env=python_environment(),
-        check=False,
-    )
-    lines = done.stdout.splitlines()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def passed(process: subprocess.Popen[str]) -> list[str]:
+    """Wait for its end, and return the names of the checks."""
+    output, errors = process.communicate(timeout=SECONDS)
+    lines = output.splitlines()
     assert [line for line in lines if not line.startswith("passed")][:-1] == []
-    assert (done.returncode, lines[-1:]) == (0, [f"{len(lines) - 1} passed, 0 failed"]), done.stderr
+    assert (process.returncode, lines[-1:]) == (0, [f"{len(lines) - 1} passed, 0 failed"]), errors
     return [line.split(maxsplit=1)[1] for line in lines[:-1]]
 
 
-def test_the_server(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def suite(*arguments: object) -> list[str]:
+    """Run it to its end."""
+    with started(*arguments) as process:
+        return passed(process)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, subprocess.Popen[str]]]:
+    """The daemon, and the suite that tries it: it mostly waits, half a minute, in which the other tests of this file run."""
+    home = Home(tmp_path_factory.mktemp("server"))
     with home.serve():
         with home.database() as database:
             database.create(UUID(VM), "name", None, CertificatesState.OK)
-        names = suite("server", home.attach(UUID(VM)), "--control", home.control)
-        with control(home.control) as client:
-            levels, updates = client.call(Log()), client.call(Updates())
-    assert isinstance(levels, LogAnswer)
-    assert isinstance(updates, UpdatesAnswer)
-    # The host is as it was.
-    assert json.loads(levels.json)["levels"] == {"": "info"}
-    assert json.loads(updates.json)["paused"] is None
-    assert "mark" in names
-    assert not {"attach", "log-all", "updates-pause"} & set(names)
-    # POST is not the framed protocol's.
-    assert {each["name"] for each in vectors("frames") if each["to"] == "server"} - {"post"} < set(names)
-    assert {each["name"] for each in vectors("exchanges") if each["server"] == "any"} < set(names)
+        with started("server", home.attach(UUID(VM)), "--control", home.control) as process:
+            yield home, process
 
 
 def test_the_python_client() -> None:
@@ -139,3 +147,21 @@ def test_a_client_that_hangs_or_ends_is_told_as_such(program: str, failure: str,
         pytest.raises(Failure, match=re.escape(failure)),
     ):
         client.play(turns)
+
+
+def test_the_server(server: tuple[Home, subprocess.Popen[str]]) -> None:
+    """The last one here: see the fixture."""
+    home, process = server
+    names = passed(process)
+    with control(home.control) as client:
+        levels, updates = client.call(Log()), client.call(Updates())
+    assert isinstance(levels, LogAnswer)
+    assert isinstance(updates, UpdatesAnswer)
+    # The host is as it was.
+    assert json.loads(levels.json)["levels"] == {"": "info"}
+    assert json.loads(updates.json)["paused"] is None
+    assert "mark" in names
+    assert not {"attach", "log-all", "updates-pause"} & set(names)
+    # POST is not the framed protocol's.
+    assert {each["name"] for each in vectors("frames") if each["to"] == "server"} - {"post"} < set(names)
+    assert {each["name"] for each in vectors("exchanges") if each["server"] == "any"} < set(names)
