@@ -17,7 +17,7 @@ from killing.guards import LATE_SECONDS, Chaos, Held
 from killing.interposed import Interposed
 from killing.interposed_guard import InterposedGuard
 from killing.life import Life
-from killing.machine import Load, Machine
+from killing.machine import GONE, Load, Machine
 from killing.stores import FOREIGN, Version, set_aside
 from killing.tally import Tally
 from killing.trigger import MOMENTS, Trigger
@@ -275,8 +275,7 @@ class _Loop:
             self._judge_moved(machine)
             return
         machine.confirm(held.version, "is with the toolstack in the end")
-        async with greeted(machine.path, machine.vm) as peer:
-            store = (await peer.get(Reason.TOOL)).store
+        store = await self._read_in_the_end(machine)
         if store != held.store:
             self._tally.violated("lost", machine.vm, f"reads another store than the toolstack's {held.version}")
         if (held.state is CertificatesState.OK) != held.version.is_updated:
@@ -284,6 +283,16 @@ class _Loop:
         if self._quarantined(machine) and not isinstance(machine, Interposed):
             self._tally.quarantined += 1
             self._tally.violated("lost", machine.vm, "has stores in quarantine")
+
+    async def _read_in_the_end(self, machine: Machine) -> bytes | None:
+        with trio.fail_after(CALM_SECONDS):
+            while True:
+                try:
+                    async with greeted(machine.path, machine.vm) as peer:
+                        return (await peer.get(Reason.TOOL)).store
+                except GONE:
+                    # Its guard was started last thing, and has its socket to itself for a moment.
+                    await machine.settle()
 
     def _judge_moved(self, machine: Machine) -> None:
         """The foreign store has stayed; what was acknowledged last is in quarantine."""
