@@ -25,7 +25,7 @@ from support.serve import Home
 from support.stock import Varstored
 from support.storemaker import scene
 from varstore_companion.cli.client import control
-from varstore_companion.daemon import attachments, interpose, sockets
+from varstore_companion.daemon import attachments, backlog, interpose, sockets
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.attachments import Attachment, interposed
 from varstore_companion.daemon.held import digest_of
@@ -670,6 +670,7 @@ async def test_a_socket_is_not_given_back_before_what_is_journaled_is_with_the_g
 async def test_a_socket_is_not_given_back_while_its_guard_is_restarted(  # invariant 6
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backlog, "DIRECT_SECONDS", 0.1)
     machine, guard, server = await place.interposed(OLD, ON_BOOT, resume=True)
     await machine.boot(Reason.RESUME)
     server.stop()

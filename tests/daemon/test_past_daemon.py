@@ -13,6 +13,7 @@ from support.guards import Place
 from support.peer import Refused
 from support.stock import Varstored
 from support.storemaker import scene
+from varstore_companion.daemon.backlog import DIRECT_SECONDS
 from varstore_companion.daemon.journals import opened_ledger
 from varstore_companion.journal.ledger import Ledger
 from varstore_companion.toolstack.xmlrpc import Success, build_response
@@ -277,3 +278,37 @@ async def confirm_it_is_delivered(place: Place, machine: Machine, guard: Guard, 
             await wait_all_tasks_blocked(0.001)
     assert guard.model.store == NEXT
     assert place.host.stats.set_aside == 0
+
+
+@pytest.mark.parametrize("ends", ["carried out", "never"])
+async def test_what_waits_is_not_delivered_under_what_the_guest_is_still_at_with_its_guard(  # invariant 9
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, ends: str
+) -> None:
+    """The older one would land on it, whatever the look before had shown."""
+    place, _ = started(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    machine, guard, server = await queued(place)
+    await nursery.start(server.run)
+    goes_on = trio.Event()
+    held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
+    async with trio.open_nursery() as writing:
+        writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
+        await held.reached.wait()
+        await place.daemon._sockets.look_at_guards()
+        with trio.fail_after(5):
+            while not place.daemon.vm(machine.vm).is_known:
+                await wait_all_tasks_blocked(0.001)
+        for _ in range(8):
+            mock_clock.jump(DIRECT_SECONDS / 10)
+            await wait_all_tasks_blocked(0.001)
+        assert guard.model.store == OLD
+        if ends == "carried out":
+            guard.model.write(b64encode(DIRECT).decode(), None)
+        goes_on.set()
+    mock_clock.jump(DIRECT_SECONDS)
+    with trio.fail_after(5):
+        while place.host.journal.pending_count:
+            await wait_all_tasks_blocked(0.001)
+    assert guard.model.store == (DIRECT if ends == "carried out" else WAITS)
+    assert place.host.stats.set_aside == (ends == "carried out")
+    nursery.cancel_scope.cancel()

@@ -45,6 +45,8 @@ MAX_REPLACES = 64
 """Stores of which the toolstack may hold one, that an entry follows on: one more, and the entry is set aside."""
 REFUSED_SECONDS = 60.0
 """For how long the toolstack may go on refusing an entry before it is set aside."""
+DIRECT_SECONDS = 5.0
+"""For a guard to carry out what its varstored was still at with it when its socket was taken over."""
 _FOREIGN = "the toolstack holds a store that this one does not follow on"
 DECISIONS = 4
 """How often a delivery is decided anew because somebody else changed the store meanwhile."""
@@ -61,7 +63,7 @@ class Mode(StrEnum):
 class Backlog:
     """See the module. The caller orders the calls of `add`; `deliver` may run beside them."""
 
-    __slots__ = ("_append", "_host", "_in_hand", "_refused_since", "_upstream", "_uuid", "turn")
+    __slots__ = ("_append", "_heard", "_host", "_in_hand", "_not_before", "_refused_since", "_upstream", "_uuid", "turn")
 
     def __init__(self, uuid: UUID, host: Host, upstream: Upstream) -> None:
         self._uuid = uuid
@@ -72,6 +74,8 @@ class Backlog:
         self._append: Errand[Entry] | None = None
         # What is being delivered: from then on it may be with the toolstack.
         self._in_hand: Entry | None = None
+        self._not_before = float("-inf")
+        self._heard: trio.Event | None = None
         self.turn = trio.Semaphore(1, max_value=1)
         """Of one: held by whoever writes to the toolstack."""
 
@@ -105,8 +109,27 @@ class Backlog:
     async def settled(self) -> None:
         """Wait until it is."""
         await self._journaled()
+        await self.held_off()
         await self._upstream.writer.settled()
         self._upstream.writer.rest(is_doubtful=self.is_doubtful)
+
+    def hold_off(self) -> None:
+        """Deliver nothing for `DIRECT_SECONDS`, or until `go_on`: varstored may still be at a newer store with its guard."""
+        self._heard = trio.Event()
+        self._not_before = trio.current_time() + DIRECT_SECONDS
+
+    def go_on(self) -> None:
+        """It has come here. It makes one call at a time, so that what it was at is over, and shows at the next look."""
+        if self._heard is not None:
+            self._heard.set()
+            self._heard = None
+            self._not_before = float("-inf")
+
+    async def held_off(self) -> None:
+        """Wait until there is no such reason to deliver nothing."""
+        if self._heard is not None:
+            with trio.move_on_at(self._not_before):
+                await self._heard.wait()
 
     async def _journaled(self) -> None:
         """Wait until nothing is being journaled; while that is waited for, another store may come."""
@@ -202,6 +225,8 @@ class Backlog:
                     raise ToolstackUnavailableError("a call that was given up may still be carried out")
                 if self.pending is None:
                     return
+                if trio.current_time() < self._not_before:
+                    raise ToolstackUnavailableError("its guard may still be at a newer one that came past the daemon")
                 try:
                     with trio.move_on_at(deadline) as scope:
                         await self._deliver(deadline)

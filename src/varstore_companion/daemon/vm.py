@@ -227,6 +227,7 @@ class Vm:
             self._upstream.forget()
         else:
             self._upstream.doubt()
+            self._backlog.hold_off()
 
     async def look(self) -> None:
         """Find out what the toolstack holds, and whether what waits follows on it. Raises `ToolstackError`, `JournalError`."""
@@ -240,9 +241,13 @@ class Vm:
         await self._backlog.settled()
 
     async def flush(self) -> None:
-        """Bring what is journaled to the toolstack while there is a way to it, within `FLUSH_SECONDS`; what fails is logged."""
+        """Bring what is journaled to the toolstack while there is a way to it, within `FLUSH_SECONDS`; what fails is logged.
+
+        After `Backlog.hold_off` it takes `DIRECT_SECONDS` more.
+        """
         if self._backlog.pending is None:
             return
+        await self._backlog.held_off()
         reason: object = f"the toolstack did not take it within {FLUSH_SECONDS:g} s"
         deadline = trio.current_time() + FLUSH_SECONDS
         with trio.move_on_at(deadline):
@@ -363,6 +368,7 @@ class Vm:
 
     async def _put(self, blob: bytes, new: Outline | None, deadline: float) -> Written:
         backlog, reason = self._backlog, "an earlier one waits for the toolstack"
+        backlog.go_on()
         if backlog.is_doubtful:
             await self._reconcile(deadline)
         elif self.asks_again:
