@@ -244,13 +244,14 @@ async def test_mark_and_plan_work_for_a_vm_that_is_not_attached(place: Place) ->
 
 
 @pytest.mark.parametrize("call", ["read", "mark"])
-async def test_a_bug_ends_its_own_request(place: Place, call: str) -> None:
+async def test_a_bug_ends_its_own_request(place: Place, call: str, caplog: pytest.LogCaptureFixture) -> None:
     vm = place.new_vm(scene("ms2011").blob, AVAILABLE).uuid
     place.toolstack.fail_next("read" if call == "read" else "mark", RuntimeError("a bug"))
     answer = await refused(place, Plan(vm) if call == "read" else Mark(vm, mark=True))
     # INTERNAL says that nothing was changed.
     assert answer.code is (ErrorCode.INTERNAL if call == "read" else ErrorCode.UNCLEAR)
     assert "a bug" not in answer.text
+    assert f"control uid={os.geteuid()} vm={vm} {'Plan' if call == 'read' else 'Mark'} met a bug" in caplog.messages
 
 
 async def test_attachments_by_two_operators_at_once(place: Place) -> None:

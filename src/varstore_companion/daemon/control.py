@@ -16,7 +16,6 @@ from varstore_companion.daemon.recovery import Recovery
 from varstore_companion.daemon.reload import Reloader
 from varstore_companion.daemon.session import RequestRefusedError, Session, welcome
 from varstore_companion.daemon.vm import Vm
-from varstore_companion.errors import CompanionError
 from varstore_companion.trust.describe import describe_plan
 from varstore_companion.unix_stream import UnixStream
 from varstore_companion.wire import messages, observing
@@ -69,20 +68,6 @@ def peer_uid(stream: UnixStream) -> int:
     return int(_UCRED.unpack(credentials)[1])
 
 
-class _Complaints(Complaints):
-    """Those of one connection. `vm`: what the next one is about, if that is a VM."""
-
-    __slots__ = ("vm",)
-
-    def __init__(self, who: str, log: logging.Logger) -> None:
-        super().__init__(who, log)
-        self.vm: UUID | None = None
-
-    def add(self, text: str) -> None:
-        vm, self.vm = self.vm, None
-        super().add(text if vm is None else f"vm={vm} {text}")
-
-
 class Control:
     """The control socket. `owners`: the users that may use it, whatever the file's mode says."""
 
@@ -93,21 +78,13 @@ class Control:
     def session(self, stream: UnixStream) -> Session:
         """The session of one connection."""
         uid = peer_uid(stream)
-        complaints = _Complaints(f"control uid={uid}", log)
 
         async def greet(_hello: RequestMessage) -> AnswerMessage:
             if uid not in self._owners:
                 raise RequestRefusedError(ErrorCode.NOT_ALLOWED, f"user id {uid} may not use the control socket")
             return await welcome(_hello)
 
-        async def handle(request: RequestMessage) -> AnswerMessage:
-            try:
-                return await self._handle(request)
-            except CompanionError:
-                complaints.vm = getattr(request, "vm", None)
-                raise
-
-        return Session(stream, Socket.CONTROL, complaints, greet=greet, handle=handle)
+        return Session(stream, Socket.CONTROL, Complaints(f"control uid={uid}", log), greet=greet, handle=self._handle)
 
     async def _handle(self, request: RequestMessage) -> AnswerMessage:
         operations = self._operations

@@ -101,7 +101,18 @@ class Session:
     with INTERNAL and no other.
     """
 
-    __slots__ = ("_at_once", "_begun", "_complaints", "_connection", "_events", "_greet", "_handle", "_stream", "_wait")
+    __slots__ = (
+        "_at_once",
+        "_begun",
+        "_complaints",
+        "_connection",
+        "_events",
+        "_greet",
+        "_handle",
+        "_socket",
+        "_stream",
+        "_wait",
+    )
 
     def __init__(
         self,
@@ -115,6 +126,7 @@ class Session:
         share: Share | None = None,
     ) -> None:
         self._begun = begun
+        self._socket = socket
         self._stream = stream
         self._connection = Connection(Role.SERVER, socket=socket)
         self._complaints = complaints
@@ -206,13 +218,18 @@ class Session:
             return connection.answer(event.request_id, await handle(event.message))
         except CompanionError as error:
             code = error_code(error)
-            self._complaints.add(f"{type(event.message).__name__} failed: {code.name}: {error}")
+            self._complaints.add(f"{self._named(event.message)} failed: {code.name}: {error}")
             return connection.answer_error(event.request_id, code, str(error))
         except Exception:
-            log.exception("%s %s met a bug", self._complaints.who, type(event.message).__name__)
+            log.exception("%s %s met a bug", self._complaints.who, self._named(event.message))
             # What was asked for may have been done before the bug was met; INTERNAL would say that it was not.
             code = ErrorCode.UNCLEAR if isinstance(event.message, _CHANGING) else ErrorCode.INTERNAL
             return connection.answer_error(event.request_id, code, "an error inside the daemon: see its log")
+
+    def _named(self, request: RequestMessage) -> str:
+        """For the log, with the VM that an operator asks about. On a VM's own socket the line begins with it."""
+        vm = getattr(request, "vm", None) if self._socket is Socket.CONTROL else None
+        return type(request).__name__ if vm is None else f"vm={vm} {type(request).__name__}"
 
     async def _end(self, code: ErrorCode, text: str) -> None:
         if self._connection.state is not State.CLOSED:
