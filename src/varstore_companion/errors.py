@@ -41,6 +41,10 @@ class ConfigurationError(CompanionError):
     """A file or option of the operator's that cannot be used: names the file, the key and what is allowed."""
 
 
+class RefusedBySystemError(ConfigurationError):
+    """The system refused what the operator asked for, as it has no room or right for it now. The reaction: also try again."""
+
+
 class ToolstackError(CompanionError):
     """The toolstack did not do what was asked. Its subclasses say what the caller should do about it."""
 

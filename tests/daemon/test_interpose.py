@@ -25,7 +25,7 @@ from support.serve import Home
 from support.stock import Varstored
 from support.storemaker import scene
 from varstore_companion.cli.client import control
-from varstore_companion.daemon import attachments, backlog, interpose, sockets
+from varstore_companion.daemon import attachments, backlog, interpose, looks, sockets
 from varstore_companion.daemon import vm as vm_module
 from varstore_companion.daemon.attachments import Attachment, interposed
 from varstore_companion.daemon.held import digest_of
@@ -875,7 +875,7 @@ async def test_a_write_is_journaled_also_before_anybody_has_read(place: Place, m
             await calls.reached.wait()
             await wait_all_tasks_blocked()
             assert not place.daemon.vm(machine.vm).is_known
-            mock_clock.jump(sockets.LOOK_SECONDS[0])
+            mock_clock.jump(looks.LOOK_SECONDS[0])
         await wait_until_known(place, machine)
         for _ in range(3):
             server.next(AWAY)

@@ -23,6 +23,7 @@ NAMES = {
     "info": "gauge",
     "start_time_seconds": "gauge",
     "attached_sockets": "gauge",
+    "missing_sockets": "gauge",
     "connections": "gauge",
     "journal_stores": "gauge",
     "journal_bytes": "gauge",

@@ -115,6 +115,26 @@ def load(path: Path) -> tuple[Attachment, ...]:
     return kept
 
 
+def load_or_put_aside(path: Path) -> tuple[Attachment, ...]:
+    """As `load`, but none for a list that cannot be used: it is put aside, as `NAME.unreadable`.
+
+    Raises `NewerListError`, and `ConfigurationError` where the system has no room or right to read it now: put aside, it would
+    cost every VM its socket, and the next start reads it.
+    """
+    try:
+        return load(path)
+    except NewerListError:
+        raise
+    except (ConfigurationError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in files.PASSING:
+            raise ConfigurationError(f"{path}: {error.strerror}") from None
+        aside = path.with_name(f"{path.name}.unreadable")
+        with suppress(OSError):
+            path.rename(aside)
+        log.error("no socket comes back, the list is put aside as %s: %s", aside, error)  # noqa: TRY400  the reason is enough
+        return ()
+
+
 def save(path: Path, attachments: Iterable[Attachment]) -> None:
     """Keep the attachments, durably. Raises `OSError`; what was kept before stays then."""
     described = [attachment.describe() for attachment in attachments]

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from varstore_companion.daemon.listen import PATH_LIMIT, Access, Bound, give, is_living, listener_of, make, place
 from varstore_companion.daemon.rename import Flag, rename
-from varstore_companion.errors import ConfigurationError
+from varstore_companion.errors import ConfigurationError, RefusedBySystemError
 
 BESIDE = ".interposed"
 """What the name of a guard's socket ends in while PATH leads to us."""
@@ -91,7 +91,7 @@ class Taking:
                     os.unlink(self._at, dir_fd=self._folder)
         except OSError as error:
             self.abandon()
-            raise ConfigurationError(f"{self.bound.path}: cannot be interposed: {error.strerror}") from None
+            raise RefusedBySystemError(f"{self.bound.path}: cannot be interposed: {error.strerror}") from None
         os.close(self._folder)
 
     def abandon(self) -> None:
@@ -193,13 +193,13 @@ def is_left(path: Path) -> bool:
     return os.path.lexists(path.with_name(path.name + BESIDE))
 
 
-def has_guard(path: Path, bound: Bound) -> bool:
-    """Whether the VM that `bound` serves at `path` may write to its guard once `bound` is gone.
+def has_guard(path: Path, bound: Bound | None) -> bool:
+    """Whether the VM that `bound` serves at `path` may write to its guard once `bound` is gone; None where nothing is served.
 
     The guard whose socket was put beside it lives, or a new one has made `path` anew, or either is away and may come back. One
     that ends with its VM removes `path` (xapi-guard's `depriv_varstored_destroy`), and xenopsd then the folder.
     """
-    if bound.is_in_place():
+    if bound is not None and bound.is_in_place():
         return is_left(path)
     try:
         return path.is_socket() or is_living(beside(path))
@@ -289,7 +289,7 @@ def _open_folder(path: Path) -> int:
     try:
         return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigurationError(f"{path.parent}: {error.strerror}") from None
+        raise RefusedBySystemError(f"{path.parent}: {error.strerror}") from None
 
 
 @contextmanager
@@ -298,4 +298,4 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be interposed: {error.strerror}") from None
+        raise RefusedBySystemError(f"{path}: cannot be interposed: {error.strerror}") from None

@@ -49,7 +49,7 @@ class Kept:
     def take(self, path: Path, access: Access | None) -> Bound | None:
         """The socket that the last daemon had at `path`, if it is there, listens and is what the path leads to still.
 
-        `access`: given to it again; None leaves it as it is. Raises `ConfigurationError` when the system refuses that.
+        `access`: given to it again; None leaves it as it is. Raises `RefusedBySystemError`.
         """
         candidates = self._stored.get(_digest(path), [])
         for each in candidates:

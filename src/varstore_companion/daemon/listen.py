@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from varstore_companion.errors import ConfigurationError
+from varstore_companion.errors import ConfigurationError, RefusedBySystemError
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,17 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot listen there: {error.strerror}") from None
+        raise RefusedBySystemError(f"{path}: cannot listen there: {error.strerror}") from None
     try:
         try:
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise ConfigurationError(f"{path.parent}: {error.strerror}") from None
+            raise RefusedBySystemError(f"{path.parent}: {error.strerror}") from None
         try:
             _refuse_living(path)
             status = place(folder, listener, path.name, Access(mode, gid))
         except OSError as error:
-            raise ConfigurationError(f"{path}: cannot listen there: {error.strerror}") from None
+            raise RefusedBySystemError(f"{path}: cannot listen there: {error.strerror}") from None
         finally:
             os.close(folder)
     except BaseException:
@@ -92,7 +92,7 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
 def give_again(bound: Bound, access: Access) -> None:
     """Give a socket that is in place its mode and group, if it has others by now.
 
-    Raises `ConfigurationError` when the system refuses.
+    Raises `RefusedBySystemError`.
     """
     path = bound.path
     try:
@@ -105,7 +105,7 @@ def give_again(bound: Bound, access: Access) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be given its group and mode: {error.strerror}") from None
+        raise RefusedBySystemError(f"{path}: cannot be given its group and mode: {error.strerror}") from None
 
 
 def place(folder: int, listener: socket.socket, name: str, access: Access) -> os.stat_result:

@@ -200,6 +200,7 @@ class Daemon:
             return {
                 "vm": str(vm),
                 "sockets": [os.fspath(each.attachment.path) for each in served],
+                "missing": [os.fspath(each.path) for each in self._sockets.missing_of(vm)],
                 "boot_left": [os.fspath(each.attachment.path) for each in served if each.socket.boot_is_left],
                 **_describe_vm(known),
                 # Without the field nobody can have marked the VM: an old toolstack.
@@ -217,6 +218,7 @@ class Daemon:
             **self.reloader.describe(),
             "updates_at_boot": self._host.staging.describe(),
             "attached": len(self._sockets.served),
+            "missing": len(self._sockets.missing),
             "without_updates_at_boot": sum(self._host.toolstack.has_field(vm) is False for vm in self._sockets.vms()),
             "connections": self.connections,
             **self._host.stats.describe(),
@@ -228,6 +230,7 @@ class Daemon:
             version=__version__,
             started_at=self._started_at,
             attached=len(self._sockets.served),
+            missing=len(self._sockets.missing),
             connections=self.connections,
             vms=[self._vms[vm] for vm in self._sockets.vms()],
             reloader=self.reloader,

@@ -42,6 +42,7 @@ class Known:
     version: str
     started_at: float
     attached: int
+    missing: int
     connections: int
     vms: Iterable[Vm]
     reloader: Reloader
@@ -67,6 +68,8 @@ def _gauges(host: Host, known: Known) -> Iterator[Metric]:
     yield "info", "gauge", "What runs: always 1.", [info]
     yield "start_time_seconds", "gauge", "When the daemon was started, in seconds since the epoch.", [_one(known.started_at)]
     yield "attached_sockets", "gauge", "Sockets of VMs that are served.", [_one(known.attached)]
+    text = "Sockets of VMs that the system refused at the start, and that are tried again."
+    yield "missing_sockets", "gauge", text, [_one(known.missing)]
     yield "connections", "gauge", "Connections that are open, to all sockets.", [_one(known.connections)]
     journal = host.journal
     yield "journal_stores", "gauge", "Stores that wait in the journal for the toolstack.", [_one(journal.pending_count)]

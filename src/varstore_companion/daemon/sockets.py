@@ -1,6 +1,7 @@
 """The VMs' sockets: attached, detached, brought back after a restart, and taken over again from a guard that restarts."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -13,16 +14,16 @@ import trio
 from varstore_companion import threads
 from varstore_companion.daemon import attachments, interpose, listen
 from varstore_companion.daemon.acceptor import Acceptor, Places
-from varstore_companion.daemon.attachments import Attachment, NewerListError
+from varstore_companion.daemon.attachments import Attachment
 from varstore_companion.daemon.complaints import Complaints
 from varstore_companion.daemon.host import Host
 from varstore_companion.daemon.kept import Kept
 from varstore_companion.daemon.listen import Access, Bound
+from varstore_companion.daemon.looks import Looks
 from varstore_companion.daemon.session import RequestRefusedError, too_many
 from varstore_companion.daemon.vm import Vm
 from varstore_companion.daemon.vm_socket import VmSocket
-from varstore_companion.errors import ConfigurationError, JournalError, ToolstackError
-from varstore_companion.journal.files import PASSING
+from varstore_companion.errors import ConfigurationError, RefusedBySystemError
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Socket
 
@@ -30,12 +31,10 @@ log = logging.getLogger(__name__)
 
 VM_CONNECTIONS = 8
 """Connections to one VM's socket: its varstored has one, a tool or two beside it."""
-LOOKS = 4
-"""VMs whose stores are looked at at once, unasked: a guard's restart concerns all VMs of a host."""
-LOOK_SECONDS = (1.0, 30.0)
-"""The first pause before the next try, doubled up to the second."""
 ALL_CONNECTIONS = 4_096
 """Connections to all VMs' sockets together: each can hold a frame of a quarter of a MiB."""
+AGAIN_SECONDS = (1.0, 30.0)
+"""The first pause before what the system refused at the start is tried again, doubled up to the second."""
 FORMER_SECONDS = 6.0
 """For what comes through a guard's former socket to end, before it is taken over again; no other VM's attach waits for that."""
 WATCH_SECONDS = 1.0
@@ -58,7 +57,8 @@ class Attached(NamedTuple):
 class Sockets:
     """The sockets, listed in the file `saved`. `vm` gives the daemon's side of a VM; `others`: what else the daemon listens on.
 
-    `served`: by path; `kept`: where they are while no daemon runs. `start` comes before everything else.
+    `served`: by path; `missing`: those of the list that the system refused at the start, by path, which are tried again;
+    `kept`: where they are while no daemon runs. `start` comes before everything else.
     """
 
     def __init__(self, host: Host, saved: Path, vm: Callable[[UUID], Vm], others: Iterable[Bound], kept: Kept) -> None:
@@ -68,12 +68,13 @@ class Sockets:
         self._others = tuple(others)
         self._kept = kept
         self.served: dict[Path, Attached] = {}
+        self.missing: dict[Path, Attachment] = {}
         self.places = Places(ALL_CONNECTIONS)
         self._retiring: set[Attached] = set()
         # Those that serve a last request of a connection though their sockets are gone.
         self._stopped: list[Attached] = []
         self._changing = trio.Lock()
-        self._looks = trio.Semaphore(LOOKS)
+        self._looks = Looks(lambda vm: bool(self.of(vm)))
         self._is_saved = True
         self._complaints = Complaints("a guard of", log)
         self._nursery: trio.Nursery | None = None
@@ -82,6 +83,8 @@ class Sockets:
         """Bring the saved sockets back, as tasks of `nursery`. Raises `NewerListError`."""
         self._nursery = nursery
         await self._bring_back()
+        if self.missing:
+            nursery.start_soon(self._return_missing, name="sockets that are not back yet")
         if self._host.upstreams is not None:
             nursery.start_soon(self._watch, name="watch over guards' sockets")
 
@@ -89,9 +92,13 @@ class Sockets:
         """A VM's sockets."""
         return [each for each in self.served.values() if each.attachment.vm == vm]
 
+    def missing_of(self, vm: UUID) -> list[Attachment]:
+        """A VM's sockets that are not back yet."""
+        return [each for each in self.missing.values() if each.vm == vm]
+
     def in_use(self, vm: UUID) -> str | None:
         """What shows that a VM may be running; None when nothing does."""
-        paths = [str(each.attachment.path) for each in self.of(vm)]
+        paths = [str(each.path) for each in (*(each.attachment for each in self.of(vm)), *self.missing_of(vm))]
         if paths:
             return f"{', '.join(paths)} is attached: shut the VM down and detach it"
         if any(each.attachment.vm == vm and each.acceptor.connections for each in (*self._retiring, *self._stopped)):
@@ -172,16 +179,12 @@ class Sockets:
         async with self._changing:
             there = self.served.get(path)
             if there is None:
-                left = interpose.is_left(path) and interpose.give_back(path, None)
-                if not self._is_saved:
-                    await self._save_after(path)
-                return left
+                return await self._detach_what_is_left(path)
             if there.attachment.interpose:
                 vm = self._vm(there.attachment.vm)
                 has_guard = interpose.has_guard(path, there.acceptor.bound)
                 if has_guard and vm is not at_rest:
-                    text = f"{path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
-                    raise RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
+                    raise _not_at_rest(path)
                 # Before the list, so that a crash between the two leaves no path that leads nowhere (see `interpose`).
                 interpose.give_back(path, there.acceptor.bound)
                 self._drop(path)
@@ -200,31 +203,56 @@ class Sockets:
         log.info("vm=%s detached %s", there.attachment.vm, path)
         return True
 
+    async def _detach_what_is_left(self, path: Path) -> bool:
+        """`_detach` of a path that is not served: it is not back yet, or a crash left it."""
+        missing = self.missing.get(path)
+        if missing is not None and missing.interpose and not self._vm(missing.vm).is_direct and interpose.has_guard(path, None):
+            raise _not_at_rest(path)
+        was_left = interpose.is_left(path) and interpose.give_back(path, None)
+        self.missing.pop(path, None)
+        if missing is not None or not self._is_saved:
+            await self._save_after(path)
+        return was_left or missing is not None
+
     async def _bring_back(self) -> None:
-        try:
-            saved = await threads.run_sync(partial(attachments.load, self._saved))
-        except NewerListError:
-            raise
-        except (ConfigurationError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in PASSING:
-                # Put aside, it would cost every VM its socket; the next start reads it.
-                raise ConfigurationError(f"{self._saved}: {error.strerror}") from None
-            aside = self._saved.with_name(f"{self._saved.name}.unreadable")
-            with suppress(OSError):
-                self._saved.rename(aside)
-            log.error("no socket comes back, the list is put aside as %s: %s", aside, error)  # noqa: TRY400  the reason is enough
-            return
-        for attachment in saved:
-            try:
-                bound = self._bind(attachment, returning=True)
-                self._serve(attachment, bound, fresh=False)
-                if attachment.interpose:
-                    # The daemon before may have taken it over just now.
-                    self._vm(attachment.vm).asks_again = True
-            except ConfigurationError as error:
-                log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
+        for attachment in await threads.run_sync(partial(attachments.load_or_put_aside, self._saved)):
+            self._return(attachment)
         for each in list(self.served.values()):
             await self._kept.keep(each.acceptor.bound)
+
+    def _return(self, attachment: Attachment) -> bool:
+        """Serve a socket of the list again; False where that cannot be. What the system refuses becomes one of `missing`."""
+        is_first = self.missing.pop(attachment.path, None) is None
+        try:
+            bound = self._bind(attachment, returning=True)
+        except ConfigurationError as error:
+            # A domain's folder goes with it.
+            if isinstance(error, RefusedBySystemError) and os.path.lexists(attachment.path.parent):
+                self.missing[attachment.path] = attachment
+                if is_first:
+                    log.warning("vm=%s its socket is not back yet, and is tried again: %s", attachment.vm, error)
+            else:
+                log.warning("vm=%s its socket does not come back: %s", attachment.vm, error)
+            return False
+        self._serve(attachment, bound, fresh=False)
+        if attachment.interpose:
+            # The daemon before may have taken it over just now.
+            self._vm(attachment.vm).asks_again = True
+        return True
+
+    async def _return_missing(self) -> None:
+        """Bring back what the system refused at the start, as soon as it does no more."""
+        pause, longest = AGAIN_SECONDS
+        while self.missing:
+            await trio.sleep(pause)
+            pause = min(2 * pause, longest)
+            for attachment in list(self.missing.values()):
+                async with self._changing:
+                    if self.missing.get(attachment.path) is not attachment or not self._return(attachment):
+                        continue
+                    await self._kept.keep(self.served[attachment.path].acceptor.bound)
+                self._host.wake(attachment.vm)
+                log.info("vm=%s %s is back", attachment.vm, attachment.path)
 
     def _bind(self, attachment: Attachment, *, returning: bool = False) -> Bound:
         """Have the attachment's path lead to a socket of ours. Raises `ConfigurationError`."""
@@ -245,6 +273,7 @@ class Sockets:
     def _serve(self, attachment: Attachment, bound: Bound, *, fresh: bool) -> None:
         if self._nursery is None:
             raise AssertionError("the daemon does not run")
+        self.missing.pop(attachment.path, None)
         vm = self._vm(attachment.vm)
         vm.is_given_back = False
         if fresh:
@@ -266,23 +295,7 @@ class Sockets:
         self._nursery.start_soon(acceptor.run, name=f"socket of vm={vm.uuid}")
         if self._host.toolstack.late_seconds and not (fresh and served.boot_is_left) and not vm.is_known:
             # Its next write may find the toolstack away. A VM that is about to boot reads its store itself.
-            self._nursery.start_soon(self._look_at, vm, name=f"look at vm={vm.uuid}")
-
-    async def _look_at(self, vm: Vm) -> None:
-        """Have it known what a VM's toolstack holds, as long as it has a socket."""
-        pause, longest = LOOK_SECONDS
-        while self.of(vm.uuid) and not vm.is_known:
-            async with self._looks:
-                try:
-                    await vm.look()
-                except (ToolstackError, JournalError, OSError) as error:
-                    log.debug("vm=%s what the toolstack holds is not known yet: %s", vm.uuid, error)
-                except Exception:
-                    # Nobody asked for it: it must not end the daemon.
-                    log.exception("vm=%s the look at its store met a bug", vm.uuid)
-                    return
-            await trio.sleep(pause)
-            pause = min(2 * pause, longest)
+            self._nursery.start_soon(self._looks.look_at, vm, name=f"look at vm={vm.uuid}")
 
     async def _interpose(self, attachment: Attachment, kept: list[Attachment]) -> None:
         """Take over a guard's socket, in the order that `interpose` gives. Raises `ConfigurationError`."""
@@ -410,7 +423,8 @@ class Sockets:
 
     async def _save(self, kept: Iterable[Attachment]) -> None:
         self._is_saved = False
-        await threads.run_sync(partial(attachments.save, self._saved, tuple(kept)))
+        listed = self.missing | {each.path: each for each in kept}
+        await threads.run_sync(partial(attachments.save, self._saved, tuple(listed.values())))
         self._is_saved = True
 
     async def _take_back(self) -> None:
@@ -428,3 +442,8 @@ class Sockets:
             await self._save(each.attachment for each in self.served.values())
         except OSError as error:
             raise ConfigurationError(f"{self._saved}: {error.strerror}: {otherwise}") from None
+
+
+def _not_at_rest(path: Path) -> RequestRefusedError:
+    text = f"{path}: the VM's newest store is not with its toolstack yet: detach it again in a while"
+    return RequestRefusedError(ErrorCode.TOOLSTACK_UNAVAILABLE, text)
