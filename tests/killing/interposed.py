@@ -112,17 +112,20 @@ class Interposed(Machine):
             self._happened(f"attached{', to resume' if resume else ''}")
 
     async def _try_detach(self, path: Path) -> None:
+        was_attached = self.is_attached
+        if path == self.path:
+            # What comes of a call that is cut, by a kill or by the end of the load, is not known: it is attached once more.
+            self.is_attached = False
         try:
             async with greeted(self._load.control) as control:
                 await control.call(Detach(bytes(path)), DetachAnswer)
         except Refused as error:
+            self.is_attached = was_attached
             self._happened(f"{path.parent.name} not detached: {error}")
         except GONE:
             return
         else:
             self._happened(f"{path.parent.name} detached")
-            if path == self.path:
-                self.is_attached = False
             self._former = [each for each in self._former if each != path]
 
     async def _reboot(self) -> None:
