@@ -91,12 +91,19 @@ async def test_detached_and_attached_again_under_a_write_it_is_still_one_vm(plac
 
 
 async def test_a_vm_is_forgotten_when_nobody_uses_it(place: Place) -> None:
+    """Also where its last request was still being carried out when its socket was detached."""
     machine = await place.machine(scene("ms2011").blob, ON_BOOT)
-    await machine.put(written("ms2011", 1))
-    await place.daemon.detach(machine.path)
+    async with machine.peer() as peer:
+        write = place.toolstack.hang_next("write")
+        asked = await peer.send(PutStore(written("ms2011", 1)))
+        await write.reached.wait()
+        await place.daemon.detach(machine.path)
+        assert (list(place.daemon._vms), place.daemon.connections) == ([machine.vm], 1)
+        write.release.set()
+        await peer.answer(asked)
     await wait_all_tasks_blocked()
     gc.collect()
-    assert list(place.daemon._vms) == []
+    assert (list(place.daemon._vms), place.daemon.connections) == ([], 0)
 
 
 async def test_a_read_overtaken_by_a_write_does_not_undo_what_is_known(place: Place) -> None:  # invariants 7 and 9

@@ -47,6 +47,7 @@ class Acceptor:
     """
 
     __slots__ = (
+        "__weakref__",
         "_accepting",
         "_busy",
         "_emptied",

@@ -42,6 +42,10 @@ class Attachment:
     upstream: Path | None = None
     interpose: bool = False
 
+    def __str__(self) -> str:
+        """All but the path, for a person."""
+        return ", ".join(f"{key} {value}" for key, value in self.describe().items() if key != "path" and value is not None)
+
     def describe(self) -> dict[str, object]:
         """As plain values for JSON."""
         return {

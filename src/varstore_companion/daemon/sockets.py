@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -72,7 +73,7 @@ class Sockets:
         self.places = Places(ALL_CONNECTIONS)
         self._retiring: set[Attached] = set()
         # Those that serve a last request of a connection though their sockets are gone.
-        self._stopped: list[Attached] = []
+        self._stopped: WeakKeyDictionary[Acceptor, UUID] = WeakKeyDictionary()
         self._changing = trio.Lock()
         self._looks = Looks(lambda vm: bool(self.of(vm)))
         self._is_saved = True
@@ -101,7 +102,8 @@ class Sockets:
         paths = [str(each.path) for each in (*(each.attachment for each in self.of(vm)), *self.missing_of(vm))]
         if paths:
             return f"{', '.join(paths)} is attached: shut the VM down and detach it"
-        if any(each.attachment.vm == vm and each.acceptor.connections for each in (*self._retiring, *self._stopped)):
+        last = {each.acceptor: each.attachment.vm for each in self._retiring} | dict(self._stopped)
+        if any(acceptor.connections and its == vm for acceptor, its in last.items()):
             return "a request of its varstored is still being carried out"
         return None
 
@@ -109,10 +111,9 @@ class Sockets:
         """The VMs that have a socket."""
         return frozenset(each.attachment.vm for each in self.served.values())
 
-    def acceptors(self) -> Iterator[Acceptor]:
+    def acceptors(self) -> list[Acceptor]:
         """Of every socket, those that are no more and have connections left among them."""
-        for each in (*self._retiring, *self.served.values()):
-            yield each.acceptor
+        return [*(each.acceptor for each in (*self._retiring, *self.served.values())), *self._stopped]
 
     async def attach(self, attachment: Attachment) -> bool:
         """Serve a socket and remember it; True when the very same one is served already.
@@ -127,9 +128,7 @@ class Sockets:
             there = self.served.get(attachment.path)
             if there is not None:
                 if there.attachment != attachment:
-                    settings = there.attachment.describe().items()
-                    otherwise = ", ".join(f"{key} {value}" for key, value in settings if key != "path" and value is not None)
-                    raise RequestRefusedError(ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: {otherwise}")
+                    raise RequestRefusedError(ErrorCode.CONFLICT, f"{attachment.path}: attached otherwise: {there.attachment}")
                 if there.acceptor.bound.is_in_place():
                     if not self._is_saved:
                         await self._save_as_served(f"{attachment.path} is attached, but the next start does not know of it")
@@ -395,7 +394,7 @@ class Sockets:
 
     def _stop(self, there: Attached) -> None:
         there.acceptor.stop()
-        self._stopped = [each for each in (*self._stopped, there) if each.acceptor.connections]
+        self._stopped[there.acceptor] = there.attachment.vm
 
     def _choose_upstream(self, vm: UUID) -> None:
         if self._host.upstreams is not None:
