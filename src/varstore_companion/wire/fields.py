@@ -195,7 +195,6 @@ class Text:
 
 
 U16: Final = Number(2, 0, 0xFFFF)
-U32: Final = Number(4, 0, 0xFFFF_FFFF)
 U64: Final = Number(8, 0, 0xFFFF_FFFF_FFFF_FFFF)
 
 
