@@ -60,10 +60,15 @@ class Life:
     async def _read(self) -> None:
         assert self.process.stderr is not None
         rest = b""
-        async for data in self.process.stderr:
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._take(line.decode(errors="replace"))
+        try:
+            async for data in self.process.stderr:
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._take(line.decode(errors="replace"))
+        except BaseException:
+            # Whatever ends the loop before, leaves no daemon behind.
+            self.process.kill()
+            raise
         self.read.set()
         self.ready.set()
 

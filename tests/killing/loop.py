@@ -285,7 +285,7 @@ class _Loop:
             self._tally.violated("lost", machine.vm, "has stores in quarantine")
 
     async def _read_in_the_end(self, machine: Machine) -> bytes | None:
-        with trio.fail_after(CALM_SECONDS):
+        with trio.move_on_after(CALM_SECONDS):
             while True:
                 try:
                     async with greeted(machine.path, machine.vm) as peer:
@@ -293,6 +293,8 @@ class _Loop:
                 except GONE:
                     # Its guard was started last thing, and has its socket to itself for a moment.
                     await machine.settle()
+        self._tally.violated("died", machine.vm, f"nobody answers at {machine.path} in {CALM_SECONDS:g} s")
+        return None
 
     def _judge_moved(self, machine: Machine) -> None:
         """The foreign store has stayed; what was acknowledged last is in quarantine."""
