@@ -136,11 +136,11 @@ def test_an_older_systemds_journal_is_told_by_its_socket(name: str, tmp_path: Pa
 
 
 @pytest.fixture
-def journal() -> Iterator[tuple[log.JournalHandler, socket.socket]]:
+def journal() -> Iterator[tuple[log.UnwaitingHandler, socket.socket]]:
     """A handler and the journal's end of its socket."""
     there, here = socket.socketpair()
     with there, here:
-        handler = log.JournalHandler(here.fileno())
+        handler = log.UnwaitingHandler(here.fileno())
         handler.setFormatter(log.ForJournal())
         yield handler, there
         handler.close()
@@ -155,7 +155,7 @@ def taken(there: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_a_journal_that_takes_nothing_holds_up_nobody(journal: tuple[log.JournalHandler, socket.socket]) -> None:
+def test_a_journal_that_takes_nothing_holds_up_nobody(journal: tuple[log.UnwaitingHandler, socket.socket]) -> None:
     """A blocking write of line 280 stood still until the watchdog ended the daemon, and all VMs with it."""
     handler, there = journal
     text, count = "a line" + " of words" * 10, 0
@@ -169,26 +169,73 @@ def test_a_journal_that_takes_nothing_holds_up_nobody(journal: tuple[log.Journal
         handler.flush()
     assert got.decode().splitlines() == [f"<6>vm=1234 {number} {text}" for number in range(count - 1)]
     handler.handle(record(logging.ERROR, "again"))
-    assert taken(there) == b"<4>2 lines of the log are lost: the journal did not take them\n<3>vm=1234 again\n"
+    assert taken(there) == b"<4>2 lines of the log are lost: nobody took them in time\n<3>vm=1234 again\n"
 
 
-def test_a_process_whose_journal_hangs_goes_on() -> None:
-    code = """
+MANY = """
 import logging, sys
 from varstore_companion.daemon import log
 log.begin(sys.stderr)
-for number in range(10_000):
-    logging.info("line %d of a daemon whose journal hangs", number)
+for number in range({count}):
+    logging.info("line %d of a daemon whose log is not read", number)
 """
+
+
+def test_a_process_whose_journal_hangs_goes_on() -> None:
     there, here = socket.socketpair()
     with there, here:
         status = os.fstat(here.fileno())
         environment = {**python_environment(), "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        subprocess.run(python_command(code), stderr=here.fileno(), env=environment, check=True, timeout=60)
-        assert taken(there).startswith(b"<6>line 0 of a daemon whose journal hangs\n")
+        command = python_command(MANY.format(count=10_000))
+        subprocess.run(command, stderr=here.fileno(), env=environment, check=True, timeout=60)
+        assert taken(there).startswith(b"<6>line 0 of a daemon whose log is not read\n")
 
 
-def test_a_line_that_is_taken_in_part_is_ended_before_the_next(journal: tuple[log.JournalHandler, socket.socket]) -> None:
+def test_a_process_behind_whose_pipe_nobody_reads_goes_on() -> None:
+    """And whoever else has the pipe waits for it as before."""
+    there, here = os.pipe()
+    with os.fdopen(there, "rb") as reader, os.fdopen(here, "wb") as writer:
+        command = python_command(MANY.format(count=10_000))
+        subprocess.run(command, stderr=writer, env=python_environment(), check=True, timeout=60)
+        assert os.get_blocking(writer.fileno())
+        writer.close()
+        lines = reader.read().splitlines()
+    assert lines[:-1] == [f"INFO line {number} of a daemon whose log is not read".encode() for number in range(len(lines) - 1)]
+    assert len(lines) > 500
+
+
+def test_who_reads_slowly_has_every_line_when_the_process_ends() -> None:
+    there, here = os.pipe()
+    with os.fdopen(there, "rb") as reader:
+        # Less than what may wait, and more than what a pipe holds.
+        command = python_command(MANY.format(count=4_000))
+        with subprocess.Popen(command, stderr=here, env=python_environment()) as process:
+            os.close(here)
+            assert len(reader.read().splitlines()) == 4_000
+            assert process.wait(60) == 0
+
+
+def test_a_pipe_that_is_read_again_tells_what_is_lost() -> None:
+    there, here = os.pipe()
+    with os.fdopen(there, "rb", buffering=0) as reader, os.fdopen(here, "wb") as writer:
+        handler = log.UnwaitingHandler(writer.fileno())
+        handler.setFormatter(log.OneLine())
+        count = 0
+        while not handler._lost:
+            handler.handle(record(logging.INFO, f"{count}"))
+            count += 1
+        while handler._waiting:
+            reader.read(1 << 16)
+            handler.flush()
+        os.set_blocking(there, False)
+        while reader.read(1 << 16):
+            pass
+        handler.handle(record(logging.ERROR, "again"))
+        handler.close()
+        assert reader.read(1 << 16) == b"WARNING 1 lines of the log are lost: nobody took them in time\nERROR vm=1234 again\n"
+
+
+def test_a_line_that_is_taken_in_part_is_ended_before_the_next(journal: tuple[log.UnwaitingHandler, socket.socket]) -> None:
     handler, there = journal
     lines = [f"{number} {'word ' * 300}end" for number in range(150)]
     for line in lines:
@@ -200,7 +247,7 @@ def test_a_line_that_is_taken_in_part_is_ended_before_the_next(journal: tuple[lo
     assert got.decode().splitlines() == [f"<6>vm=1234 {line}" for line in lines]
 
 
-def test_a_journal_that_is_gone_ends_nothing(journal: tuple[log.JournalHandler, socket.socket]) -> None:
+def test_a_journal_that_is_gone_ends_nothing(journal: tuple[log.UnwaitingHandler, socket.socket]) -> None:
     handler, there = journal
     there.close()
     for _ in range(3):
@@ -209,7 +256,7 @@ def test_a_journal_that_is_gone_ends_nothing(journal: tuple[log.JournalHandler, 
 
 
 def test_a_line_that_cannot_be_made_ends_nothing(
-    journal: tuple[log.JournalHandler, socket.socket], capsys: pytest.CaptureFixture[str]
+    journal: tuple[log.UnwaitingHandler, socket.socket], capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler, there = journal
     handler.handle(logging.LogRecord("x", logging.INFO, "file", 1, "%d", ("no number",), None))

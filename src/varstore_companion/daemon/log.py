@@ -1,10 +1,15 @@
 """The daemon's log: in the journal's form where standard error is the journal, and with levels that change while it runs."""
 
+import errno
 import logging
 import os
+import select
 import socket
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import IO
 
 from varstore_companion.efi.names import printable, without_data
@@ -17,7 +22,10 @@ LINE = 2_000
 """Characters of a line that are kept: longer than any the daemon writes, shorter than a store."""
 
 ROOM = 262_144
-"""Bytes of lines that wait for the journal; what comes beyond is lost, and counted."""
+"""Bytes of lines that wait for who reads them; what comes beyond is lost, and counted."""
+LAST_SECONDS = 1.0
+"""For the last lines to be read when the daemon ends."""
+_LOST = "%d lines of the log are lost: nobody took them in time"
 
 JOURNAL = "/run/systemd/journal/stdout"
 """journald's socket for standard output and error (systemd-journald.service(8))."""
@@ -64,21 +72,31 @@ class ForJournal(OneLine):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
-class JournalHandler(logging.Handler):
-    """Sends lines to the journal's socket `descriptor` and never waits for it.
+class UnwaitingHandler(logging.Handler):
+    """Sends lines to the socket or pipe `descriptor` and never waits for who reads them, but at the end, for `LAST_SECONDS`.
 
-    Some 280 lines fill that socket: with a journald that hangs on its disk, whoever waits there hangs, too, and here that would
-    be every VM. What it does not take goes with the next line. Raises `OSError` for what is no socket.
+    Some 280 lines fill the journal's socket: with a journald that hangs on its disk, or a logger behind a pipe that does,
+    whoever waits there hangs, too, and here that would be every VM. What is not taken goes with the next line.
+
+    Raises `OSError` for what is neither, and for a pipe that is not ours to open.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        own = os.dup(descriptor)
-        try:
-            self._socket = socket.socket(fileno=own)
-        except OSError:
-            os.close(own)
-            raise
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode):
+            # Opened anew: that it is not waited for would be so for every process that has this open file.
+            own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._send: Callable[[bytearray], int] = partial(os.write, own)
+            self._close: Callable[[], None] = partial(os.close, own)
+        elif stat.S_ISSOCK(mode):
+            connected = socket.socket(fileno=os.dup(descriptor))
+            own = connected.fileno()
+            self._send = lambda lines: connected.send(lines, socket.MSG_DONTWAIT)
+            self._close = connected.close
+        else:
+            raise OSError(errno.ENOTSOCK, "neither a socket nor a pipe")
+        self._own = own
         self._waiting = bytearray()
         self._lost = 0
 
@@ -95,7 +113,8 @@ class JournalHandler(logging.Handler):
             self._lost += 1
             return
         if self._lost:
-            line = f"<4>{self._lost} lines of the log are lost: the journal did not take them\n{line}"
+            gap = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": _LOST, "args": (self._lost,)}
+            line = f"{self.format(logging.makeLogRecord(gap))}\n{line}"
             self._lost = 0
         self._waiting += f"{line}\n".encode(errors="backslashreplace")
         self.flush()
@@ -104,18 +123,23 @@ class JournalHandler(logging.Handler):
         """Send what waits, as far as it is taken."""
         while self._waiting:
             try:
-                sent = self._socket.send(self._waiting, socket.MSG_DONTWAIT)
+                sent = self._send(self._waiting)
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
-                    # There is no journal any more that would take the rest of a line.
+                    # There is nobody any more who would take the rest of a line.
                     self._waiting.clear()
                 return
             del self._waiting[:sent]
 
     def close(self) -> None:
-        """Send what is taken, and close the descriptor."""
+        """Send what is taken within `LAST_SECONDS`, and close the descriptor."""
+        poller, until = select.poll(), time.monotonic() + LAST_SECONDS
+        poller.register(self._own, select.POLLOUT)
         self.flush()
-        self._socket.close()
+        while self._waiting and (left := until - time.monotonic()) > 0:
+            poller.poll(1_000 * left)
+            self.flush()
+        self._close()
         super().close()
 
 
@@ -143,12 +167,9 @@ def is_journal(stream: IO[str], environment: Mapping[str, str] = os.environ) -> 
 def begin(stream: IO[str]) -> None:
     """Write the log to `stream` from here on."""
     handler: logging.Handler = logging.StreamHandler(stream)
-    handler.setFormatter(OneLine())
-    if is_journal(stream):
-        # What says that it is the journal may be no socket of it.
-        with suppress(OSError):
-            handler = JournalHandler(stream.fileno())
-        handler.setFormatter(ForJournal())
+    with suppress(OSError):
+        handler = UnwaitingHandler(stream.fileno())
+    handler.setFormatter(ForJournal() if is_journal(stream) else OneLine())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
