@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "varstore-companion")
 
 LONG = ("test_conformance.py", "test_killing.py", "test_run.py", "test_backend.py", "test_killed.py", "test_restart.py")
 """Files of few and long tests."""
+
+
+# A shell has what it starts in the background ignore it, and so would the commands that are interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
