@@ -6,6 +6,8 @@ import signal
 import pytest
 from hypothesis import settings
 
+from varstore_companion.daemon.process import raise_descriptor_limit
+
 # A machine under load is not a fault of the code: what takes too long is found by counting, not by the clock.
 settings.register_profile("varstore-companion", deadline=None)
 # For a night: HYPOTHESIS_PROFILE=nightly.
@@ -18,6 +20,8 @@ LONG = ("test_conformance.py", "test_killing.py", "test_run.py", "test_backend.p
 
 # A shell has what it starts in the background ignore it, and so would the commands that are interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# As the daemon itself does: a shell gives 1,024 or fewer, though there may be more.
+raise_descriptor_limit()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

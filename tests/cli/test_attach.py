@@ -12,6 +12,7 @@ import pytest
 
 from support import own_rules
 from support.commands import Daemon, Run, daemon, on_terminal, process, raw_file, shell
+from support.descriptors import needs_descriptors
 from varstore_companion.cli.client import Client
 from varstore_companion.journal import files
 from varstore_companion.toolstack.database import FILE_NAME, Database
@@ -200,6 +201,7 @@ def test_the_list_on_a_terminal(run: Run, running: Daemon, vm: UUID, tmp_path: P
     assert run("detach", "--socket", tmp_path / "vm.sock", *control).code == 0
 
 
+@needs_descriptors(2 * MANY)
 def test_more_than_a_page(run: Run, tmp_path: Path) -> None:
     """As after a restart: with the list of attachments that an earlier daemon kept."""
     folder, state = tmp_path / "s", tmp_path / "state"

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 import trio
 
+from support.descriptors import needs_descriptors
 from support.xapi_host import Api, Host, certcheck, host, xapi_client
 from varstore_companion.daemon.listen import BACKLOG
 from varstore_companion.daemon.main import XAPI_CONNECTIONS
@@ -101,6 +102,7 @@ async def test_pipelined_calls_are_carried_out_in_their_order(host: Host) -> Non
     assert await trio.to_thread.run_sync(run) == [f"vm {number}" for number in range(100)]
 
 
+@needs_descriptors(2_500)
 async def test_a_thousand_connections_take_places_and_nothing_else(host: Host) -> None:
     def run() -> tuple[int, int]:
         with xapi_client(host.xapi) as session:
