@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -22,6 +23,9 @@ LONG = ("test_conformance.py", "test_killing.py", "test_run.py", "test_backend.p
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # As the daemon itself does: a shell gives 1,024 or fewer, though there may be more.
 raise_descriptor_limit()
+# A socket's path has room for 107 bytes, of which pytest's own folders take most.
+if len(os.fsencode(tempfile.gettempdir())) > len("/var/tmp"):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """`demo`: the whole story on the embedded toolstack, in a temporary folder, step by step; each step is checked."""
 
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ from varstore_companion.files import load_manifest
 from varstore_companion.toolstack.database import FILE_NAME, Database
 from varstore_companion.trust.manifest import Manifest
 from varstore_companion.wire import messages
+from varstore_companion.wire.limits import MAX_PATH
 from varstore_companion.wire.messages import Outcome, Reason, Verdict
+
+PREFIX = "varstore-companion-demo-"
 
 EXAMPLES = """\
   varstore-companion demo
@@ -102,7 +106,7 @@ def main(arguments: list[str]) -> ExitCode:
     add_json(parse)
     options = parse.parse_args(arguments)
     story = Story(quiet=options.json)
-    with tempfile.TemporaryDirectory(prefix="varstore-companion-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=_place()) as folder:
         try:
             _tell(story, Host(Path(folder)), load_manifest())
         except CompanionError as error:
@@ -116,6 +120,12 @@ def main(arguments: list[str]) -> ExitCode:
     elif story.ok:
         output.line(output.coloured(f"All {len(story.steps)} steps went as they should.", "good"))
     return ExitCode.FINE if story.ok else ExitCode.NO
+
+
+def _place() -> str | None:
+    """Where the demo makes its folder: not where other temporary files go when that leaves no room for a socket's name."""
+    longest = f"{tempfile.gettempdir()}/{PREFIX}12345678/{UUID(int=0)}.sock"
+    return None if len(os.fsencode(longest)) <= MAX_PATH else "/tmp"  # noqa: S108  mkdtemp makes a name of its own there
 
 
 def _tell(story: Story, host: Host, manifest: Manifest) -> None:
