@@ -14,6 +14,7 @@ from varstore_companion.daemon import listen
 from varstore_companion.daemon.kept import LONGEST_NAME, Kept, name_of
 from varstore_companion.daemon.listen import Access, Bound
 from varstore_companion.daemon.systemd import Passed, Service
+from varstore_companion.wire.limits import MAX_PATH
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def again(bound: Bound, name: str | None = None) -> Passed:
 async def test_a_name_is_one_that_systemd_takes_whatever_the_path(tmp_path: Path, manager: Manager) -> None:
     folder = tmp_path / "\udcff:é\n"
     folder.mkdir()
-    made = listen.bind(folder / ("x" * (listen.PATH_LIMIT - 1 - len(os.fsencode(folder)))), mode=0o600)
+    made = listen.bind(folder / ("x" * (MAX_PATH - 1 - len(os.fsencode(folder)))), mode=0o600)
     with closing(made.socket):
         await kept(manager).keep(made)
         manager.take()  # which looks at the name

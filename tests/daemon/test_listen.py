@@ -12,8 +12,9 @@ import pytest
 
 from support.processes import python
 from varstore_companion.daemon import listen
-from varstore_companion.daemon.listen import PATH_LIMIT, Bound
+from varstore_companion.daemon.listen import Bound
 from varstore_companion.errors import ConfigurationError
+from varstore_companion.wire.limits import MAX_PATH
 
 
 @contextmanager
@@ -59,8 +60,8 @@ def test_its_group_is_what_was_asked(tmp_path: Path) -> None:
 def test_a_path_of_the_greatest_length_is_served_and_reached(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * (90 - len(os.fsencode(tmp_path))))
     folder.mkdir()
-    path = folder / ("s" * (PATH_LIMIT - len(os.fsencode(folder)) - 1))
-    assert len(os.fsencode(path)) == PATH_LIMIT
+    path = folder / ("s" * (MAX_PATH - len(os.fsencode(folder)) - 1))
+    assert len(os.fsencode(path)) == MAX_PATH
     with bound(path):
         assert answers(path)
     with pytest.raises(ConfigurationError, match="at most 107 bytes"):

@@ -8,13 +8,13 @@ from typing import Any
 
 from varstore_companion import strict_toml
 from varstore_companion.daemon.limits import Limits
-from varstore_companion.daemon.listen import PATH_LIMIT
 from varstore_companion.efi.outline import DATA_LIMIT
 from varstore_companion.errors import ConfigurationError, MalformedError
 from varstore_companion.files import read_file
 from varstore_companion.paths import CONFIG, CONTROL, STATE_DIR, VARSTORED_AUTH, XAPI
 from varstore_companion.strict_toml import Table
 from varstore_companion.toolstack.interface import LATE_SECONDS
+from varstore_companion.wire.limits import MAX_PATH
 
 FILE_LIMIT = 65_536
 TOOLSTACKS = ("embedded", "guard", "xapi")
@@ -127,8 +127,8 @@ def confirmed(settings: Settings, blame: Blame = by_key) -> Settings:
         # The option has no bound of its own; in a file it is the key's.
         raise blame("headroom", f"expected a whole number from 0 to {DATA_LIMIT:,}, found {settings.headroom:,}")
     for key, path in (("control", settings.control), ("xapi_socket", settings.xapi_socket)):
-        if path is not None and (not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT):
-            raise blame(key, f"{path}: expected an absolute path of at most {PATH_LIMIT} bytes")
+        if path is not None and (not path.is_absolute() or len(os.fsencode(path)) > MAX_PATH):
+            raise blame(key, f"{path}: expected an absolute path of at most {MAX_PATH} bytes")
     return settings
 
 

@@ -34,9 +34,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from varstore_companion.daemon.listen import PATH_LIMIT, Access, Bound, give, is_living, listener_of, make, place
+from varstore_companion.daemon.listen import Access, Bound, give, is_living, listener_of, make, place
 from varstore_companion.daemon.rename import Flag, rename
 from varstore_companion.errors import ConfigurationError, RefusedBySystemError
+from varstore_companion.wire.limits import MAX_PATH
 
 BESIDE = ".interposed"
 """What the name of a guard's socket ends in while PATH leads to us."""
@@ -44,7 +45,7 @@ BESIDE = ".interposed"
 
 def beside(path: Path) -> Path:
     """Where the guard's socket goes. Raises `ConfigurationError` for a path that cannot be interposed, whatever is there."""
-    most = PATH_LIMIT - len(BESIDE)
+    most = MAX_PATH - len(BESIDE)
     if not path.is_absolute() or len(os.fsencode(path)) > most:
         raise ConfigurationError(f"{path}: expected an absolute path of at most {most} bytes, so that {BESIDE} fits behind it")
     if path.name.endswith(BESIDE):

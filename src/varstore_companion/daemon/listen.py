@@ -12,14 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 
 from varstore_companion.errors import ConfigurationError, RefusedBySystemError
+from varstore_companion.wire.limits import MAX_PATH
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
 """Connections that wait to be accepted, also for the next daemon during a restart: one more fails at once where its peer does
 not wait to connect, as with a timeout in Python. A varstored makes one; the control socket serves half as many together."""
-PATH_LIMIT = 107
-"""Bytes of a socket's path: Linux' sun_path without its terminator."""
 _CREDENTIALS = struct.Struct("3i")
 """Linux' struct ucred: process, user, group."""
 
@@ -65,8 +64,8 @@ def bind(path: Path, *, mode: int, gid: int | None = None) -> Bound:
     Raises `ConfigurationError` when something other than a dead socket is there, when the path is too long or relative, and
     when the system refuses.
     """
-    if not path.is_absolute() or len(os.fsencode(path)) > PATH_LIMIT:
-        raise ConfigurationError(f"{path}: expected an absolute path of at most {PATH_LIMIT} bytes")
+    if not path.is_absolute() or len(os.fsencode(path)) > MAX_PATH:
+        raise ConfigurationError(f"{path}: expected an absolute path of at most {MAX_PATH} bytes")
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
