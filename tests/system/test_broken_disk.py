@@ -36,12 +36,20 @@ run()
 """
 
 
-def mounted(folder: Path, *options: str) -> None:
-    """Mount an empty file system; the calling test is skipped where that is not allowed."""
-    folder.mkdir(exist_ok=True)
-    made = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips a test where nothing can be mounted, with the reason: a skip from within an async test says none."""
+    folder = tmp_path_factory.mktemp("mounted")
+    made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, text=True, check=False)
     if made.returncode:
-        pytest.skip(f"nothing can be mounted here: {made.stderr.strip()}")
+        pytest.skip(f"nothing can be mounted here: {made.stderr.splitlines()[0]}")
+    unmounted(folder)
+
+
+def mounted(folder: Path, *options: str) -> None:
+    """Mount an empty file system."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], capture_output=True, check=True)
 
 
 def unmounted(folder: Path) -> None:
@@ -51,9 +59,7 @@ def unmounted(folder: Path) -> None:
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Nothing can be changed there, until the end."""
-    made = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"nothing can be mounted here: {made.stderr.strip()}")
+    subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
         yield
@@ -152,6 +158,7 @@ def full(folder: Path) -> Iterator[None]:
         filler.unlink()
 
 
+@pytest.mark.usefixtures("mounts")
 async def test_a_full_disk(site: Site) -> None:
     mounted(site.home.state, "-o", "size=1m")
     try:
@@ -178,6 +185,7 @@ async def test_a_full_disk(site: Site) -> None:
         unmounted(site.home.state)
 
 
+@pytest.mark.usefixtures("mounts")
 async def test_a_daemon_is_killed_and_started_on_a_full_disk(site: Site) -> None:
     mounted(site.home.state, "-o", "size=1m")
     try:
@@ -195,6 +203,7 @@ async def test_a_daemon_is_killed_and_started_on_a_full_disk(site: Site) -> None
         unmounted(site.home.state)
 
 
+@pytest.mark.usefixtures("mounts")
 async def test_a_journal_that_can_only_be_read(site: Site) -> None:
     with site.home.serve(*site.options):
         await site.attached()
@@ -214,6 +223,7 @@ async def test_a_journal_that_can_only_be_read(site: Site) -> None:
         await site.delivered(3)
 
 
+@pytest.mark.usefixtures("mounts")
 async def test_a_state_folder_that_can_only_be_read_is_refused_at_the_start(site: Site) -> None:
     with site.home.serve(*site.options):
         await site.attached()
