@@ -1,6 +1,8 @@
 """A guard that is started anew has its socket to itself for a moment: what is written there is newer than what waits."""
 
 from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,30 @@ async def queued(place: Place) -> tuple[Machine, Guard, Server]:
     await wait_all_tasks_blocked()
     assert (await machine.put(WAITS)).durable is Durable.JOURNAL
     return machine, guard, server
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not is_so():
+            await wait_all_tasks_blocked(0.001)
+
+
+async def take_over(place: Place, machine: Machine) -> None:
+    """Have the socket of a guard that was started anew taken over, and looked at what it holds."""
+    await place.daemon._sockets.look_at_guards()
+    await until(lambda: place.daemon.vm(machine.vm).is_known)
+
+
+@asynccontextmanager
+async def at_its_guard(machine: Machine, server: Server) -> AsyncIterator[None]:
+    """The guest is at a write of `DIRECT` with its guard, which answers when this is left and does not carry it out itself."""
+    goes_on = trio.Event()
+    held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
+    async with trio.open_nursery() as writing:
+        writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
+        await held.reached.wait()
+        yield
+        goes_on.set()
 
 
 async def confirm_nothing_is_journaled_onto_it(place: Place, machine: Machine, guard: Guard, server: Server) -> None:
@@ -117,9 +143,7 @@ async def test_the_next_daemon_does_not_go_by_what_was_held_before_either(  # in
     await place.daemon.vm(machine.vm).look()
     assert (await machine.put(NEXT)).durable is Durable.JOURNAL
     mock_clock.jump(place.toolstack.late_seconds)
-    with trio.fail_after(10):
-        while place.host.journal.pending_count:
-            await wait_all_tasks_blocked(0.001)
+    await until(lambda: not place.host.journal.pending_count)
     assert guard.model.store == NEXT
     assert place.host.stats.set_aside == 0
     nursery.cancel_scope.cancel()
@@ -174,19 +198,11 @@ async def test_what_the_guest_was_still_at_when_its_socket_was_taken_over_escape
         server.stop()
         await wait_all_tasks_blocked()
     await nursery.start(server.run)
-    goes_on = trio.Event()
-    held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
-    async with trio.open_nursery() as writing:
-        writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
-        await held.reached.wait()
+    async with at_its_guard(machine, server):
         for _ in range(8):
             server.next(AWAY, method=SET_CALLS[1])
-        await place.daemon._sockets.look_at_guards()
-        with trio.fail_after(5):
-            while not place.daemon.vm(machine.vm).is_known:
-                await wait_all_tasks_blocked(0.001)
+        await take_over(place, machine)
         guard.model.write(b64encode(DIRECT).decode(), None)
-        goes_on.set()
     answer = await machine.put(NEXT)
     server._prepared.clear()
     if answer.durable is Durable.JOURNAL:
@@ -214,9 +230,7 @@ async def test_the_next_daemon_knows_of_the_doubt_also_once_nothing_more_may_be_
         await Varstored(server.path, machine.vm).write(DIRECT)
         server.next(AWAY)
         await place.daemon._sockets.look_at_guards()
-        with trio.fail_after(5):
-            while server._prepared:
-                await wait_all_tasks_blocked(0.001)
+        await until(lambda: not server._prepared)
         assert (await machine.boot(Reason.RESUME)).store == DIRECT
         for _ in range(100):
             server.next(AWAY)
@@ -245,17 +259,9 @@ async def test_nor_while_a_call_that_was_given_up_may_still_be_carried_out(  # i
         server.stop()
         await wait_all_tasks_blocked()
         await nursery.start(server.run)
-        goes_on = trio.Event()
-        held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
-        async with trio.open_nursery() as writing:
-            writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
-            await held.reached.wait()
-            await place.daemon._sockets.look_at_guards()
-            with trio.fail_after(5):
-                while not place.daemon.vm(machine.vm).is_known:
-                    await wait_all_tasks_blocked(0.001)
+        async with at_its_guard(machine, server):
+            await take_over(place, machine)
             guard.model.write(b64encode(DIRECT).decode(), None)
-            goes_on.set()
         if daemon == "the next":
             await place.daemon.stop()
         else:
@@ -273,9 +279,7 @@ async def test_nor_while_a_call_that_was_given_up_may_still_be_carried_out(  # i
 
 async def confirm_it_is_delivered(place: Place, machine: Machine, guard: Guard, mock_clock: MockClock) -> None:
     mock_clock.jump(place.toolstack.late_seconds)
-    with trio.fail_after(10):
-        while place.host.journal.pending_count:
-            await wait_all_tasks_blocked(0.001)
+    await until(lambda: not place.host.journal.pending_count)
     assert guard.model.store == NEXT
     assert place.host.stats.set_aside == 0
 
@@ -289,26 +293,16 @@ async def test_what_waits_is_not_delivered_under_what_the_guest_is_still_at_with
     await nursery.start(place.daemon.run)
     machine, guard, server = await queued(place)
     await nursery.start(server.run)
-    goes_on = trio.Event()
-    held = server.next(http(build_response(Success(None))), method=SET_CALLS[0], until=goes_on)
-    async with trio.open_nursery() as writing:
-        writing.start_soon(Varstored(server.path, machine.vm).write, DIRECT)
-        await held.reached.wait()
-        await place.daemon._sockets.look_at_guards()
-        with trio.fail_after(5):
-            while not place.daemon.vm(machine.vm).is_known:
-                await wait_all_tasks_blocked(0.001)
+    async with at_its_guard(machine, server):
+        await take_over(place, machine)
         for _ in range(8):
             mock_clock.jump(DIRECT_SECONDS / 10)
             await wait_all_tasks_blocked(0.001)
         assert guard.model.store == OLD
         if ends == "carried out":
             guard.model.write(b64encode(DIRECT).decode(), None)
-        goes_on.set()
     mock_clock.jump(DIRECT_SECONDS)
-    with trio.fail_after(5):
-        while place.host.journal.pending_count:
-            await wait_all_tasks_blocked(0.001)
+    await until(lambda: not place.host.journal.pending_count)
     assert guard.model.store == (DIRECT if ends == "carried out" else WAITS)
     assert place.host.stats.set_aside == (ends == "carried out")
     nursery.cancel_scope.cancel()
