@@ -1,6 +1,7 @@
 """The daemon's log: in the journal's form where standard error is the journal, and with levels that change while it runs."""
 
 import errno
+import io
 import logging
 import os
 import select
@@ -87,16 +88,13 @@ class UnwaitingHandler(logging.Handler):
         if stat.S_ISFIFO(mode):
             # Opened anew: that it is not waited for would be so for every process that has this open file.
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._send: Callable[[bytearray], int] = partial(os.write, own)
-            self._close: Callable[[], None] = partial(os.close, own)
+            self._own: io.FileIO | socket.socket = io.FileIO(own, "w")
+            self._send: Callable[[bytearray], int | None] = self._own.write
         elif stat.S_ISSOCK(mode):
-            connected = socket.socket(fileno=os.dup(descriptor))
-            own = connected.fileno()
-            self._send = lambda lines: connected.send(lines, socket.MSG_DONTWAIT)
-            self._close = connected.close
+            self._own = socket.socket(fileno=os.dup(descriptor))
+            self._send = partial(_send_now, self._own)
         else:
             raise OSError(errno.ENOTSOCK, "neither a socket nor a pipe")
-        self._own = own
         self._waiting = bytearray()
         self._lost = 0
 
@@ -124,23 +122,32 @@ class UnwaitingHandler(logging.Handler):
         while self._waiting:
             try:
                 sent = self._send(self._waiting)
-            except OSError as error:
-                if not isinstance(error, BlockingIOError):
-                    # There is nobody any more who would take the rest of a line.
-                    self._waiting.clear()
+            except (OSError, ValueError):
+                # There is nobody any more who would take the rest of a line, or this is closed.
+                self._waiting.clear()
+                return
+            if sent is None:
                 return
             del self._waiting[:sent]
 
     def close(self) -> None:
-        """Send what is taken within `LAST_SECONDS`, and close the descriptor."""
-        poller, until = select.poll(), time.monotonic() + LAST_SECONDS
-        poller.register(self._own, select.POLLOUT)
+        """Send what is taken within `LAST_SECONDS`, and close the descriptor; harmless when repeated."""
+        until = time.monotonic() + LAST_SECONDS
         self.flush()
         while self._waiting and (left := until - time.monotonic()) > 0:
+            poller = select.poll()
+            poller.register(self._own, select.POLLOUT)
             poller.poll(1_000 * left)
             self.flush()
-        self._close()
+        self._own.close()
         super().close()
+
+
+def _send_now(connected: socket.socket, data: bytearray) -> int | None:
+    try:
+        return connected.send(data, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
 
 
 def clean(text: str) -> str:

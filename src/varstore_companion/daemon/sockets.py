@@ -51,8 +51,7 @@ class Attached(NamedTuple):
 
     def describe(self) -> dict[str, object]:
         """As plain values for JSON."""
-        live = {"connections": self.acceptor.connections, "boot_left": self.socket.boot_is_left}
-        return self.attachment.describe() | live
+        return self.attachment.describe() | {"connections": self.acceptor.connections, "boot_left": self.socket.boot_is_left}
 
 
 class Sockets:
@@ -81,7 +80,7 @@ class Sockets:
         self._nursery: trio.Nursery | None = None
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Bring the saved sockets back, as tasks of `nursery`. Raises `NewerListError`."""
+        """Bring the saved sockets back, as tasks of `nursery`. Raises as `attachments.load_or_put_aside`."""
         self._nursery = nursery
         await self._bring_back()
         if self.missing:
@@ -211,6 +210,8 @@ class Sockets:
         self.missing.pop(path, None)
         if missing is not None or not self._is_saved:
             await self._save_after(path)
+        if missing is not None:
+            log.info("vm=%s detached %s, which was not back yet", missing.vm, path)
         return was_left or missing is not None
 
     async def _bring_back(self) -> None:
