@@ -1,6 +1,5 @@
 """The daemon before guards' sockets: boots and writes, and what the toolstack behind the guard comes to hold."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -10,7 +9,7 @@ import trio
 
 from support.daemon import Machine, certcheck, updated, written
 from support.fake_guard import GUARDS_ALERT, Server, Xapi, serving
-from support.guards import Place, behind_guard
+from support.guards import Place, behind_guard, place
 from support.peer import Refused, greeted
 from support.storemaker import scene
 from varstore_companion.daemon import attachments
@@ -22,15 +21,9 @@ from varstore_companion.trust.state import CertificatesState
 from varstore_companion.wire.errors import ErrorCode
 from varstore_companion.wire.messages import Attach, AttachAnswer, Durable, GetStoreAnswer, Mark, Outcome, Presence, Reason
 
+__all__ = ["place"]
+
 OK, AVAILABLE, ON_BOOT = CertificatesState
-
-
-@pytest.fixture
-async def place(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Place]:
-    place = Place(tmp_path, nursery)
-    await nursery.start(place.daemon.run)
-    yield place
-    nursery.cancel_scope.cancel()
 
 
 # Boots and writes

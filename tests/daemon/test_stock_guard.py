@@ -1,32 +1,23 @@
 """An unmodified varstored before the daemon, a guard behind it, of either generation: what is read, written and heard."""
 
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import trio
 
 from support import fixtures, stock
 from support import storebytes as sb
 from support.daemon import certcheck
 from support.fake_guard import Guard, Server, VmModel
-from support.guards import Place
+from support.guards import Place, place
 from support.stock import WIRE_VM, Varstored
 from support.storemaker import make_store, scene
 from varstore_companion.daemon.attachments import interposed
 from varstore_companion.trust.state import CertificatesState
 
+__all__ = ["place"]
+
 OK, AVAILABLE, ON_BOOT = CertificatesState
 APPEND = sb.ATTRIBUTES_KEYS | sb.APPEND_WRITE
-
-
-@pytest.fixture
-async def place(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Place]:
-    place = Place(tmp_path, nursery)
-    await nursery.start(place.daemon.run)
-    yield place
-    nursery.cancel_scope.cancel()
 
 
 async def interpose_for(place: Place, store: bytes, state: CertificatesState, *, is_new: bool) -> tuple[Guard, Server]:

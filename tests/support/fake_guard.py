@@ -139,21 +139,12 @@ class Server:
 
     async def _receive(self, stream: trio.SocketStream) -> Call | None:
         """The call of a connection; None when it ends before it is whole."""
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += (chunk := bytes(await stream.receive_some(65_536)))
-            if not chunk:
-                return None
-        head, _, body = data.partition(b"\r\n\r\n")
-        lines = head.decode().lower().split("\r\n")
-        assert lines[0] == "post / http/1.1"
-        assert "connection: close" in lines
-        (length,) = [int(line.removeprefix("content-length: ")) for line in lines if line.startswith("content-length: ")]
-        while len(body) < length:
-            body += (chunk := bytes(await stream.receive_some(65_536)))
-            if not chunk:
-                return None
-        call = parse_call(body)
+        received = await receive_call(stream)
+        if received is None:
+            return None
+        call, head = received
+        assert head[0] == "post / http/1.1"
+        assert "connection: close" in head
         self.calls.append(call.method)
         self.requests.append(call)
         return call
@@ -166,6 +157,23 @@ class Server:
             await stream.send_all(prepared.raw)
         if prepared.held:
             await trio.sleep_forever()
+
+
+async def receive_call(stream: trio.SocketStream) -> tuple[Call, list[str]] | None:
+    """The call of a connection, and its head's lines in small letters; None when it ends before it is whole."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += (chunk := bytes(await stream.receive_some(65_536)))
+        if not chunk:
+            return None
+    start, _, body = data.partition(b"\r\n\r\n")
+    head = start.decode().lower().split("\r\n")
+    (length,) = [int(line.removeprefix("content-length: ")) for line in head if line.startswith("content-length: ")]
+    while len(body) < length:
+        body += (chunk := bytes(await stream.receive_some(65_536)))
+        if not chunk:
+            return None
+    return parse_call(body), head
 
 
 @asynccontextmanager

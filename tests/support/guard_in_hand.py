@@ -16,9 +16,9 @@ from uuid import UUID
 import trio
 
 from killing.stores import Version, certcheck, store_of, version_of
-from support.fake_guard import SET_CALLS, Guard, VmModel, http
+from support.fake_guard import SET_CALLS, Guard, VmModel, http, receive_call
 from support.stock import GET_STATE
-from varstore_companion.toolstack.xmlrpc import Call, build_response, parse_call
+from varstore_companion.toolstack.xmlrpc import Call, build_response
 from varstore_companion.trust.state import CertificatesState, Update
 
 AWAY = http(b"", b"503 Service Unavailable")
@@ -211,9 +211,10 @@ class GuardInHand:
         incarnation = self.incarnation
         with suppress(trio.BrokenResourceError):
             async with stream:
-                received = await _receive(stream)
+                received = await receive_call(stream)
                 if received is not None:
-                    await self._meet(stream, Waiting(*received, incarnation))
+                    call, head = received
+                    await self._meet(stream, Waiting(call, "user-agent: varstored/0.1" in head, incarnation))
 
     async def _meet(self, stream: trio.SocketStream, waiting: Waiting) -> None:
         escapes = self.has_escaped and not waiting.is_direct
@@ -253,20 +254,3 @@ async def _until_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> Non
         while await stream.receive_some(1):
             pass
     scope.cancel()
-
-
-async def _receive(stream: trio.SocketStream) -> tuple[Call, bool] | None:
-    """The call of a connection, and whether it is varstored's own; None when it ends before it is whole."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += (chunk := bytes(await stream.receive_some(65_536)))
-        if not chunk:
-            return None
-    head, _, body = data.partition(b"\r\n\r\n")
-    lines = head.decode().lower().split("\r\n")
-    (length,) = [int(line.removeprefix("content-length: ")) for line in lines if line.startswith("content-length: ")]
-    while len(body) < length:
-        body += (chunk := bytes(await stream.receive_some(65_536)))
-        if not chunk:
-            return None
-    return parse_call(body), "user-agent: varstored/0.1" in lines

@@ -1,9 +1,11 @@
 """A daemon in this process before fake guards, as `support.daemon` has one on a toolstack in memory."""
 
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
 import trio
 
 from support.daemon import Machine, certcheck, still_host
@@ -65,3 +67,21 @@ class Place:
         guard, server = self.guard(store, state, is_new=is_new)
         assert not await self.daemon.attach(interposed(guard.model.uuid, server.path, resume=resume))
         return Machine(guard.model.uuid, server.path), guard, server
+
+    def names(self) -> set[str]:
+        """Of the sockets in its folder, but for its own."""
+        return {each.name for each in self.folder.iterdir() if each.is_socket()} - {"control"}
+
+
+@pytest.fixture
+async def place(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Place]:
+    """One whose daemon runs. In place of `conftest`'s for who imports it."""
+    place = Place(tmp_path, nursery)
+    await nursery.start(place.daemon.run)
+    yield place
+    nursery.cancel_scope.cancel()
+
+
+def inode(path: Path) -> int:
+    """Of the socket itself."""
+    return path.lstat().st_ino
